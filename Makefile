@@ -1,0 +1,43 @@
+# make demo         train on the bundled digits, measure, draw the report
+# make test         lint, types, import floors, tests
+# make test-extras  tests against other people's libraries, in an environment of their own
+
+PYTHON ?= python3
+VENV := .venv
+EXTRAS := .venv-extras
+BIN := $(VENV)/bin
+# The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
+export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
+
+.PHONY: demo test lint test-extras clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/marginflow demo --out runs/demo --force
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test-extras: $(EXTRAS)/.installed
+	$(EXTRAS)/bin/python -m pytest tests/extras -m extras
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "marginflow needs Python 3.11 or newer; run make PYTHON=python3.11 …" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable '.[dev]'
+	touch $@
+
+$(EXTRAS)/.installed: pyproject.toml constraints.txt constraints-extras.txt
+	$(PYTHON) -m venv --clear $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt torch --editable '.[dev,attack-libraries]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(EXTRAS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

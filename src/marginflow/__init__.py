@@ -1,0 +1,75 @@
+"""Adversarial training of homogeneous networks, and where it is going.
+
+import marginflow as mf
+
+data = mf.load("digits:3,8")
+model = mf.models.mlp(64, 128, 32, 1)
+attack = mf.attacks.FGSM(eps=0.1)
+run = mf.train(model, data, attack=attack, lr=0.1, epochs=100)
+margins = mf.adversarial_margins(model, data.x, data.y, attack)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marginflow import attacks, datasets, errors, losses, models
+    from marginflow.datasets import Dataset, load
+    from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity, normalized_network
+    from marginflow.margins import Margins, adversarial_margins
+    from marginflow.monitor import Monitor
+    from marginflow.runs import Run, load_run
+    from marginflow.workflow import train
+
+__version__ = "0.1.0"
+
+# Loaded on first use: `import marginflow` and `marginflow --help` do not wait for torch.
+_HOME = {
+    "Dataset": "datasets",
+    "Homogeneity": "homogeneity",
+    "Layer": "homogeneity",
+    "Margins": "margins",
+    "Monitor": "monitor",
+    "Run": "runs",
+    "adversarial_margins": "margins",
+    "load": "datasets",
+    "load_run": "runs",
+    "measure_homogeneity": "homogeneity",
+    "normalized_network": "homogeneity",
+    "train": "workflow",
+}
+_MODULES = ("attacks", "datasets", "errors", "losses", "models")
+
+__all__ = [
+    "Dataset",
+    "Homogeneity",
+    "Layer",
+    "Margins",
+    "Monitor",
+    "Run",
+    "adversarial_margins",
+    "attacks",
+    "datasets",
+    "errors",
+    "load",
+    "load_run",
+    "losses",
+    "measure_homogeneity",
+    "models",
+    "normalized_network",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"marginflow.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"marginflow.{name}")
+    raise AttributeError(f"module 'marginflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

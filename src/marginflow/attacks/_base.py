@@ -1,0 +1,232 @@
+"""What every attack is: a rule that maps weights to perturbations inside a ball.
+
+Subclasses compute; the final :meth:`Attack.__call__` keeps the promises: the ball, the
+pixel bounds, the count of dead inputs, and a model left as it was found.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import choice, real
+from marginflow.errors import DataError, InputError, ModelError
+from marginflow.homogeneity import evaluation_mode
+from marginflow.losses import get_loss, margins_of
+from marginflow.norms import as_exponent, flat, norm_name, project
+
+Derivative = Literal["detached", "total"]
+"""How δ(W) enters a derivative by W: held fixed (Algorithm 1), or differentiated through (Section 3.2)."""
+
+Objective = Callable[[Tensor], Tensor]
+"""Inputs (n, …) ↦ what the attack makes small, per example (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """What an attack found.
+
+    Attributes:
+        delta: δ, shape and dtype of x, ``‖δ_i‖_p ≤ ε`` to one rounding.
+        dead_inputs: (n,) bool, the examples whose input gradient was 0 at every step
+            (0/0 has no direction; their perturbation is 0 but for a random start).
+
+    """
+
+    delta: Tensor
+    dead_inputs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Attack(ABC):
+    """A perturbation rule with budget ε in the ℓp norm.
+
+    Attributes:
+        eps: the budget ε ≥ 0.
+        p: the exponent of the norm, in [1, ∞].
+        bounds: (low, high), the range in which x + δ must stay, or None. The clamp
+            depends on x alone, so it keeps scale invariance; it never moves δ out of the ball.
+        objective: ``margin`` (the paper's), or ``loss`` as other libraries do, which
+            is not scale invariant and fades when the loss underflows.
+
+    """
+
+    eps: float
+    p: float
+    bounds: tuple[float, float] | None = None
+    objective: str = "margin"
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = False
+    """Whether δ is an exact inner maximum, for which ``detached`` and ``total`` agree (Danskin)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", real("eps", self.eps, least=0.0))
+        object.__setattr__(self, "p", as_exponent(self.p))
+        choice("objective", self.objective, ("margin", "loss"))
+        if self.bounds is not None:
+            low, high = (real("bounds", bound) for bound in self.bounds)
+            if not low < high:
+                raise InputError(f"bounds: expected low < high, got {low:g} and {high:g}")
+            object.__setattr__(self, "bounds", (low, high))
+
+    @property
+    def scale_invariant(self) -> bool:
+        """Whether δ(aW) = δ(W) for a > 0 (Definition 1): true of the margin objective."""
+        return self.objective == "margin"
+
+    @property
+    def random(self) -> bool:
+        """Whether the attack draws random numbers and so needs a generator."""
+        return False
+
+    @property
+    def spec(self) -> str:
+        """The specification string that builds this attack again."""
+        parts = [*self._spec_parts(), f"eps={self.eps!r}"]
+        if self.bounds is not None:
+            parts.append(f"bounds={self.bounds[0]!r}..{self.bounds[1]!r}")
+        if self.objective != "margin":
+            parts.append(f"objective={self.objective}")
+        return f"{self.name}:{','.join(parts)}"
+
+    def __str__(self) -> str:
+        return self.spec
+
+    @final
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        derivative: Derivative = "detached",
+        generator: torch.Generator | None = None,
+    ) -> Perturbation:
+        """The perturbations of the examples ``x`` under ``model``.
+
+        The model is evaluated in evaluation mode and put back as it was; its ``.grad``
+        fields and the global random state are not touched.
+
+        Args:
+            model: maps (n, …) to outputs (n,), (n, 1) or (n, C).
+            x: examples, (n, …), of the model's dtype and device.
+            y: labels, (n,): −1/+1 for one output, 0 … C − 1 for C outputs.
+            derivative: ``detached`` returns a constant δ; ``total`` one that autograd
+                differentiates by the weights.
+            generator: the source of a random start; required by attacks with one, so
+                that the draw can be shared between models.
+
+        Returns:
+            the perturbation with ``‖δ_i‖_p ≤ ε``.
+
+        Raises:
+            DataError: labels that do not fit, examples outside ``bounds``.
+            InputError: a missing generator, an unknown derivative.
+            ModelError: a model that the attack does not apply to.
+
+        """
+        choice("derivative", derivative, ("detached", "total"))
+        if self.random and generator is None:
+            raise InputError(
+                f"{self.name} with a random start needs generator=torch.Generator().manual_seed(…)"
+            )
+        x = x.detach()
+        if x.ndim == 0 or x.shape[0] != y.shape[0]:
+            raise DataError(
+                f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
+            )
+        if self.bounds is not None and not bool(
+            ((x >= self.bounds[0]) & (x <= self.bounds[1])).all()
+        ):
+            raise DataError(
+                f"examples: expected values in the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}], got "
+                f"[{float(x.min()):g}, {float(x.max()):g}]; scale the data or drop the bounds"
+            )
+        with evaluation_mode(model), torch.enable_grad():
+            query = Query(model, x, y, self.objective, total=derivative == "total")
+            delta, dead = self._perturb(query, generator)
+            delta = self._admit(x, delta)
+        return Perturbation(delta if derivative == "total" else delta.detach(), dead)
+
+    def _admit(self, x: Tensor, delta: Tensor) -> Tensor:
+        """``delta`` inside the ball and, with it, ``x + delta`` inside the bounds."""
+        delta = project(delta, self.p, self.eps)
+        if self.bounds is not None:
+            # For x in the bounds both limits have 0 between them: |δ| only shrinks.
+            delta = torch.minimum(torch.maximum(delta, self.bounds[0] - x), self.bounds[1] - x)
+        return delta
+
+    def _spec_parts(self) -> list[str]:
+        return []
+
+    @abstractmethod
+    def _perturb(self, query: Query, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """δ, shape of x, and the dead inputs, (n,) bool."""
+
+
+class Query:
+    """What an attack may ask of a model: its outputs, objectives and input gradients."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, objective: str, *, total: bool
+    ) -> None:
+        self.model = model
+        self.x = x
+        self.y = y
+        self.objective = objective
+        self.total = total
+        self._checked = False
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """Outputs of the model at the inputs z."""
+        outputs = self.model(z)
+        if not isinstance(outputs, Tensor):
+            raise ModelError(
+                f"the model: expected a tensor as output, got {type(outputs).__name__}"
+            )
+        return outputs
+
+    def margins(self, z: Tensor) -> Tensor:
+        """``y f(z)``, or ``f[y] − f[j*]`` with j* the runner-up at z; (n,)."""
+        margins = margins_of(self.outputs(z), self.y, checked=self._checked)
+        self._checked = True
+        return margins
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """``∇_z`` of the margin, or of −loss for the loss objective; shape of z.
+
+        With ``total`` the result can be differentiated by the weights (and by z,
+        where z itself depends on them).
+        """
+        if not z.requires_grad:
+            z = z.detach().requires_grad_()
+        if self.objective == "margin":
+            value = self.margins(z)
+        else:
+            outputs = self.outputs(z)
+            one = outputs.ndim == 1 or outputs.shape[1] == 1
+            loss = get_loss("logistic" if one else "cross-entropy")
+            value = -loss.values(loss.scores(outputs, self.y))
+        if not value.requires_grad:
+            raise ModelError(
+                "the model's outputs do not depend on its inputs; there is nothing to attack"
+            )
+        (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=self.total)
+        return gradient
+
+
+def is_zero(g: Tensor) -> Tensor:
+    """Which examples have a gradient of 0, (n,) bool."""
+    return ~flat(g.detach()).any(dim=1)
+
+
+def describe_norm(p: float) -> str:
+    """``ℓ2``, ``ℓ∞`` … for people."""
+    return "ℓ∞" if math.isinf(p) else "ℓ" + norm_name(p)[1:]

@@ -1,0 +1,80 @@
+"""The errors that marginflow raises.
+
+MarginflowError
+├── InputError                     what the caller gave is wrong (also a ValueError)
+│   ├── SpecificationError         an unknown name or a malformed specification string
+│   ├── DataError                  data, labels or data files
+│   ├── ModelError                 a model that cannot be used as asked
+│   │   └── NotHomogeneousError    a network that is not multi-homogeneous
+│   └── RunError                   a run directory: taken, damaged, of another model
+├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
+├── MissingDependencyError         an optional package is not installed (also an ImportError)
+└── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+"""
+
+from __future__ import annotations
+
+
+class MarginflowError(Exception):
+    """Base of every error that marginflow raises on purpose."""
+
+
+class InputError(MarginflowError, ValueError):
+    """The caller's input is wrong; the message says what was expected and what to do."""
+
+
+class SpecificationError(InputError):
+    """A specification string (``mlp:1024,64``) is malformed or names something unknown."""
+
+
+class DataError(InputError):
+    """Data, labels or a data file cannot be used."""
+
+
+class ModelError(InputError):
+    """The model cannot be used as asked."""
+
+
+class NotHomogeneousError(ModelError):
+    """The network is not multi-homogeneous.
+
+    Attributes:
+        offender: name of the parameter or module that breaks homogeneity.
+
+    """
+
+    def __init__(self, message: str, offender: str) -> None:
+        super().__init__(message)
+        self.offender = offender
+
+
+class RunError(InputError):
+    """A run directory is taken, damaged or belongs to something else."""
+
+
+class StorageError(MarginflowError, OSError):
+    """The file system refused to store a file."""
+
+
+class MissingDependencyError(MarginflowError, ImportError):
+    """An optional package is missing; the message gives the exact install command."""
+
+    def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
+        target = f"'marginflow[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs the package {package!r}: pip install {target}")
+        self.package = package
+
+
+class DivergedError(MarginflowError, ArithmeticError):
+    """Training met NaN or infinity.
+
+    Attributes:
+        step: the step (one mini-batch update) at which it was noticed.
+        epoch: the epoch of that step, counted from 1.
+
+    """
+
+    def __init__(self, message: str, step: int, epoch: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.epoch = epoch

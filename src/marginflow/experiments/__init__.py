@@ -1,0 +1,5 @@
+"""The figures, as data: one figure, one file. Drawing is the report's job."""
+
+from marginflow.experiments._figure import Curve, FigureData, Panel, Scale
+
+__all__ = ["Curve", "FigureData", "Panel", "Scale"]

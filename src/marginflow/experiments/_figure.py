@@ -1,0 +1,61 @@
+"""Figures as data: what an experiment returns and what ``report/`` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scale = Literal["linear", "log", "symlog"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel.
+
+    Attributes:
+        label: its name in the legend.
+        x, y: its points; a y of None is a gap.
+        low, high: a band around it (quantiles, seeds), or empty.
+        color: index into the palette; curves that belong together share it.
+        dashed: drawn dashed, the second of a pair.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    color: int = 0
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes. Labels carry the unit."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    curves: Sequence[Curve]
+    xscale: Scale = "linear"
+    yscale: Scale = "linear"
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """A figure before it is drawn.
+
+    Attributes:
+        name: short name, used for files.
+        title: what it shows.
+        statement: the answer in one sentence, with its numbers.
+        panels: the axes, in reading order.
+        notes: caption lines: settings, n, seeds, caveats.
+    """
+
+    name: str
+    title: str
+    statement: str
+    panels: Sequence[Panel]
+    notes: Sequence[str] = field(default=())

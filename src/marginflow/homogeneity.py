@@ -1,0 +1,362 @@
+"""The layers of any torch module, their degrees, their norms, and the normalised network.
+
+A network is multi-homogeneous when its trainable parameters fall into layers
+W_1, …, W_L with ``f(x; …, a W_k, …) = a^{c_k} f(x; W)`` for every a > 0. Nothing is
+assumed from a layer's type: the degrees c_k are *measured* by scaling in float64,
+and a network that is not multi-homogeneous is refused with the name of what breaks it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from marginflow.errors import InputError, ModelError, NotHomogeneousError
+
+# A homogeneous network obeys its law to rounding (about 1e-14 in float64 for the depths
+# in use); a bias or a GELU breaks it by far more than this.
+_TOLERANCE = 1e-9
+_SCALES = (2.0, 0.5, 3.0)
+_PROBES = 16
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer W_k: the parameters that scale together, and their degree c_k."""
+
+    name: str
+    parameters: tuple[str, ...]
+    degree: float
+
+
+@dataclass(frozen=True)
+class Homogeneity:
+    """The layers of a multi-homogeneous network, in the order of its parameters.
+
+    Attributes:
+        layers: W_1 … W_L with their degrees c_k.
+
+    """
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def degrees(self) -> tuple[float, ...]:
+        """``(c_1, …, c_L)``."""
+        return tuple(layer.degree for layer in self.layers)
+
+    @property
+    def order(self) -> float:
+        """``K = Σ c_k``, so that ``f(x; aW) = a^K f(x; W)``."""
+        return sum(self.degrees)
+
+    def norms(self, model: nn.Module) -> Tensor:
+        """``ρ_k = ‖W_k‖_F``, shape (L,), float64, on the CPU, without gradient."""
+        named = dict(model.named_parameters())
+        try:
+            groups = [[named[name] for name in layer.parameters] for layer in self.layers]
+        except KeyError as error:
+            raise ModelError(
+                f"the model has no parameter {error.args[0]!r}: these layers were measured on another model"
+            ) from None
+        # One norm over the norms of a group: no overflow for weights up to 1e150.
+        norms = [
+            torch.linalg.vector_norm(
+                torch.stack(
+                    [torch.linalg.vector_norm(w.detach(), dtype=torch.float64) for w in group]
+                )
+            )
+            for group in groups
+        ]
+        return torch.stack(norms).cpu()
+
+    def norm_product(self, model: nn.Module) -> float:
+        """``ρ = Π ρ_k^{c_k}``."""
+        norms: list[float] = self.norms(model).tolist()
+        powers = [math.pow(norm, c) for norm, c in zip(norms, self.degrees, strict=True)]
+        return math.prod(powers)
+
+    def total_norm(self, model: nn.Module) -> float:
+        """``‖W‖ = sqrt(Σ_k ‖W_k‖_F²)``."""
+        return float(torch.linalg.vector_norm(self.norms(model)))
+
+
+def measure_homogeneity(
+    model: nn.Module, x: Tensor, *, groups: Sequence[Sequence[str]] = ()
+) -> Homogeneity:
+    """Measure the layers and degrees of ``model`` (Definition of multi-homogeneity, Section 3.2).
+
+    Each trainable parameter is a layer; the parameters of the module that the input
+    meets first (weight and bias) form one layer, as does every group in ``groups``.
+    Layer k is scaled by 2, 1/2 and 3 in float64 and the outputs compared with
+    ``a^{c_k} f``. The model itself is not changed: its weights, buffers, mode,
+    gradients and the random state stay as they are.
+
+    Args:
+        model: any module that maps x to outputs (n,), (n, 1) or (n, C).
+        x: some inputs, (n, …); a few are used as probes.
+        groups: names of parameters that form one layer together.
+
+    Returns:
+        the layers with their degrees (unequal degrees are normal:
+        ``c_k = q^{L−k}`` for activations of degree q).
+
+    Raises:
+        NotHomogeneousError: names the parameter or module that breaks homogeneity.
+        ModelError: no trainable parameter, a random network, one that is 0 at every probe.
+        InputError: an unknown or doubly grouped parameter name.
+
+    """
+    probe = _Probe(model, x)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ModelError("the model has no trainable parameter; nothing to measure")
+    layers = []
+    for name, members in _groups(named, groups, probe):
+        degree = probe.degree(members)
+        if degree is None:
+            raise _refusal(probe, name, members)
+        layers.append(Layer(name, members, degree))
+    return Homogeneity(tuple(layers))
+
+
+def normalized_network(model: nn.Module, homogeneity: Homogeneity) -> nn.Module:
+    """A copy with every layer at norm 1: ``f(x; W) = ρ · f(x; Ŵ)``, ``Ŵ_k = W_k/ρ_k``.
+
+    Raises:
+        ModelError: a layer of norm 0.
+
+    """
+    norms = homogeneity.norms(model).tolist()
+    normalized = copy.deepcopy(model)
+    named = dict(normalized.named_parameters())
+    with torch.no_grad():
+        for layer, norm in zip(homogeneity.layers, norms, strict=True):
+            if norm == 0:
+                raise ModelError(f"layer {layer.name!r} is 0 and cannot be normalised")
+            for name in layer.parameters:
+                named[name].div_(norm)
+    return normalized
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block, each as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Probe:
+    """Evaluates a model in float64 with scaled parameters, leaving no trace on it."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model = model
+        # Zero parameters (a bias before training) hide their degree: give them a value.
+        generator = torch.Generator().manual_seed(0)
+        self.parameters = {
+            name: _filled(p.detach().double(), generator) for name, p in model.named_parameters()
+        }
+        self.buffers = {
+            name: b.detach().double() if b.is_floating_point() else b.detach().clone()
+            for name, b in model.named_buffers()
+        }
+        self.x = _probe_inputs(x, generator)
+        self.outputs = self(self.parameters)
+        if not torch.equal(self.outputs, self(self.parameters)):
+            random = [n for n, m in model.named_modules() if "dropout" in type(m).__name__.lower()]
+            where = f" (its module {random[0]!r})" if random else ""
+            raise ModelError(
+                f"the model{where} is random: two evaluations differ; "
+                "remove the source of randomness or call model.eval()"
+            )
+        if not bool(torch.isfinite(self.outputs).all()):
+            raise ModelError("the model's outputs are not finite; check its weights and the data")
+        if not bool(self.outputs.any()):
+            raise ModelError(
+                "the model is 0 at every probe (dead units or zero weights), so its degrees "
+                "cannot be measured; initialise it anew"
+            )
+
+    def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        # Buffers are cloned: batch norm in training mode updates its statistics in place.
+        buffers = {name: b.clone() for name, b in self.buffers.items()}
+        devices = [self.x.device] if self.x.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            try:
+                outputs = functional_call(self.model, {**parameters, **buffers}, (self.x.clone(),))
+            except RuntimeError as error:
+                raise ModelError(
+                    f"the model does not take inputs of shape {tuple(self.x.shape)}: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+        if not isinstance(outputs, Tensor):
+            raise ModelError(
+                f"the model: expected a tensor as output, got {type(outputs).__name__}"
+            )
+        return outputs
+
+    def degree(self, members: Sequence[str]) -> float | None:
+        """C > 0 with ``f(a W_k) = a^c f`` for all scales tried, or None."""
+        return _degree(
+            self.outputs,
+            lambda a: self({n: p * a if n in members else p for n, p in self.parameters.items()}),
+        )
+
+    def calls(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
+        """The leaf modules in the order in which they run, each with its input."""
+        seen: list[tuple[str, nn.Module, Tensor]] = []
+
+        def record(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+            def hook(_: nn.Module, args: tuple[object, ...]) -> None:
+                if args and isinstance(args[0], Tensor):
+                    seen.append(
+                        (name, module, args[0].clone())
+                    )  # a later in-place module may overwrite it
+
+            return module.register_forward_pre_hook(hook)
+
+        handles = [
+            record(n, m)
+            for n, m in self.model.named_modules()
+            if not any(True for _ in m.children())
+        ]
+        try:
+            self(self.parameters)
+        finally:
+            for handle in handles:
+                handle.remove()
+        yield from seen
+
+    def input_degree(self, name: str, module: nn.Module, x: Tensor) -> float | None:
+        """Q > 0 with ``module(a x) = a^q module(x)``, or None."""
+        prefix = f"{name}." if name else ""
+        state = {
+            key.removeprefix(prefix): value.clone()
+            for key, value in {**self.parameters, **self.buffers}.items()
+            if key.startswith(prefix)
+        }
+
+        def call(a: float) -> Tensor:
+            fresh = {key: value.clone() for key, value in state.items()}
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return torch.as_tensor(functional_call(module, fresh, (x * a,)))
+
+        return _degree(call(1.0), call)
+
+
+def _degree(base: Tensor, scaled: Callable[[float], Tensor]) -> float | None:
+    if not bool(base.any()):
+        return None
+    square = float((base * base).sum())
+    ratio = float((scaled(2.0) * base).sum()) / square
+    if not math.isfinite(ratio) or ratio <= 0:
+        return None
+    degree = math.log2(ratio)
+    if abs(degree - round(degree)) < 1e-6:
+        degree = round(degree)
+    if degree <= 1e-6:
+        return None
+    size = float(base.abs().max())
+    for a in _SCALES:
+        if float((scaled(a) - a**degree * base).abs().max()) > _TOLERANCE * size * max(
+            1.0, a**degree
+        ):
+            return None
+    return degree
+
+
+def _filled(p: Tensor, generator: torch.Generator) -> Tensor:
+    if bool(p.any()):
+        return p
+    return (0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)).to(p.device)
+
+
+def _probe_inputs(x: Tensor, generator: torch.Generator) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] == 0:
+        raise InputError("expected inputs of shape (n, …) with n ≥ 1 to probe the model with")
+    x = x[:_PROBES].detach().double()
+    # Gaussian probes beside the data: data of one sign leaves some units dead.
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    return torch.cat([x, noise * x.abs().max().clamp(min=1e-300)])
+
+
+def _groups(
+    named: Mapping[str, Tensor], groups: Sequence[Sequence[str]], probe: _Probe
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Names and members of the layers: the asked groups, the first module's, single parameters."""
+    asked = [tuple(group) for group in groups]
+    first = _first_module(named, probe)
+    if first and not any(set(first) & set(group) for group in asked):
+        asked.append(first)
+    owner: dict[str, tuple[str, ...]] = {}
+    for group in asked:
+        for name in group:
+            if name not in named:
+                raise InputError(f"groups: the model has no trainable parameter {name!r}")
+            if name in owner:
+                raise InputError(f"groups: the parameter {name!r} stands in two groups")
+            owner[name] = group
+    layers: dict[tuple[str, ...], None] = dict.fromkeys(owner.get(name, (name,)) for name in named)
+    return [(members[0], members) for members in layers]
+
+
+def _first_module(named: Mapping[str, Tensor], probe: _Probe) -> tuple[str, ...]:
+    for name, _, _ in probe.calls():
+        prefix = f"{name}." if name else ""
+        members = tuple(n for n in named if n.rpartition(".")[0] == name and n.startswith(prefix))
+        if members:
+            return members
+    return ()
+
+
+def _refusal(probe: _Probe, layer: str, members: tuple[str, ...]) -> NotHomogeneousError:
+    """The error for a layer that failed, blaming the module or parameter that breaks the law."""
+    met_weights = False
+    for name, module, x in probe.calls():
+        own = dict(module.named_parameters())
+        if not met_weights:
+            # Ahead of the first weights nothing is scaled, so nothing can break.
+            met_weights = bool(own)
+            continue
+        if probe.input_degree(name, module, x) is not None:
+            continue
+        kind = type(module).__name__
+        if "bias" in own and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            bias = f"{name}.bias"
+            return NotHomogeneousError(
+                f"not multi-homogeneous: the bias {bias!r} of a hidden layer has another degree than "
+                f"its weight (the network is quasi-homogeneous at best); build {kind}(…, bias=False)",
+                bias,
+            )
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+            advice = "remove it, or measure raw margins only"
+        else:
+            advice = "use a positively homogeneous one (ReLU, leaky ReLU, squared ReLU, identity)"
+        return NotHomogeneousError(
+            f"not multi-homogeneous: the module {name!r} ({kind}) does not scale with its input; {advice}",
+            name,
+        )
+    hidden = [n for n in probe.parameters if n not in members and n.rpartition(".")[2] == "bias"]
+    offender = layer if layer.endswith("bias") or not hidden else hidden[0]
+    if offender.endswith("bias"):
+        why = (
+            f"the bias {offender!r} has another degree than its weight (quasi-homogeneous at best)"
+        )
+    else:
+        why = f"scaling {offender!r} by a does not scale the output by a power of a"
+    return NotHomogeneousError(
+        f"not multi-homogeneous: {why}; remove it or use positively homogeneous modules", offender
+    )

@@ -1,0 +1,203 @@
+"""Losses of a margin-like score, with everything in the log domain.
+
+A loss is ``L = (1/n) Σ ℓ(z_i)`` with a falling ℓ and a score z_i per example:
+the margin ``y_i f(x_i)`` of a network with one output, or for cross-entropy the
+soft margin ``f[y] − logsumexp_{j≠y} f[j]``, which turns it into the logistic loss.
+The adversary is the caller's: outputs are taken at ``x_i + δ_i``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from marginflow._checks import unknown
+from marginflow._logmath import log_mean_exp, log_softplus_neg
+from marginflow.errors import DataError, InputError
+
+
+def check_labels(outputs: Tensor, y: Tensor) -> bool:
+    """Whether ``outputs`` are those of a one-output (binary) network, after checking y against them.
+
+    Args:
+        outputs: (n,) or (n, 1) for labels −1/+1; (n, C), C ≥ 2, for labels 0 … C − 1.
+        y: integer labels, (n,).
+
+    Raises:
+        DataError: labels or shapes that do not match.
+
+    """
+    if outputs.ndim not in (1, 2) or outputs.shape[0] != y.shape[0]:
+        raise DataError(
+            f"outputs: expected shape (n,), (n, 1) or (n, C) for n = {y.shape[0]} labels, "
+            f"got {tuple(outputs.shape)}"
+        )
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        if not bool(((y == 1) | (y == -1)).all()):
+            raise DataError(
+                "labels: expected −1 and +1 for a network with one output, got "
+                f"{sorted(set(y.tolist()))[:10]}; choose two classes, or give the network one "
+                "output per class and use cross-entropy"
+            )
+        return True
+    if not bool(((y >= 0) & (y < outputs.shape[1])).all()):
+        raise DataError(
+            f"labels: expected 0 … {outputs.shape[1] - 1} for a network with "
+            f"{outputs.shape[1]} outputs, got {sorted(set(y.tolist()))[:10]}"
+        )
+    return False
+
+
+def margins_of(outputs: Tensor, y: Tensor, *, checked: bool = False) -> Tensor:
+    """Margins m_i: ``y_i f(x_i)``, or ``f[y_i] − max_{j≠y_i} f[j]`` for several classes.
+
+    Args:
+        outputs: (n,), (n, 1) or (n, C).
+        y: labels, (n,): −1/+1 for one output, 0 … C − 1 otherwise.
+        checked: the labels are known to fit (skips a pass over them).
+
+    Returns:
+        (n,), in the dtype of the outputs.
+
+    Raises:
+        DataError: labels or shapes that do not match.
+
+    """
+    if not checked:
+        check_labels(outputs, y)
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return outputs.reshape(-1) * y.to(outputs.dtype)
+    true = outputs.gather(1, y.unsqueeze(1)).squeeze(1)
+    others = outputs.scatter(1, y.unsqueeze(1), -torch.inf)
+    return true - others.amax(dim=1)
+
+
+class Loss(ABC):
+    """A loss ℓ of a score; every quantity also as its logarithm."""
+
+    name: ClassVar[str]
+    multiclass: ClassVar[bool] = False
+
+    def scores(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The scores z_i of the outputs, (n,): the margins ``y_i f(x_i)``.
+
+        Raises:
+            DataError: several outputs, or labels other than −1 and +1.
+
+        """
+        if not check_labels(outputs, y):
+            raise DataError(
+                f"the {self.name} loss is binary: expected a network with one output and labels "
+                f"−1/+1, got {outputs.shape[1]} outputs; use loss='cross-entropy'"
+            )
+        return margins_of(outputs, y, checked=True)
+
+    @abstractmethod
+    def values(self, z: Tensor) -> Tensor:
+        """``ℓ(z_i)``. Overflows to inf where ℓ itself does."""
+
+    @abstractmethod
+    def log_values(self, z: Tensor) -> Tensor:
+        """``ln ℓ(z_i)``, accurate for |z| ≤ 1e4 in float32 and float64, gradient included."""
+
+    @abstractmethod
+    def log_slopes(self, z: Tensor) -> Tensor:
+        """``ln |ℓ′(z_i)|``, same range."""
+
+    def mean(self, z: Tensor) -> Tensor:
+        """``L = (1/n) Σ ℓ(z_i)``, a scalar."""
+        return self.values(z).mean()
+
+    def log_mean(self, z: Tensor) -> Tensor:
+        """``ln L``, a scalar; its gradient is that of :meth:`log_weights`."""
+        return log_mean_exp(self.log_values(z))
+
+    def log_weights(self, z: Tensor) -> Tensor:
+        """``ln w_i`` with ``w_i = |ℓ′(z_i)| / Σ_j ℓ(z_j)``, so that ``∇ ln L = −Σ w_i ∇z_i``.
+
+        For the exponential loss the w_i are softmax(−z). Shape (n,).
+        """
+        return self.log_slopes(z) - torch.logsumexp(self.log_values(z), dim=0)
+
+
+class Exponential(Loss):
+    """``ℓ(z) = e^{−z}``."""
+
+    name = "exponential"
+
+    def values(self, z: Tensor) -> Tensor:
+        """``e^{−z}``."""
+        return torch.exp(-z)
+
+    def log_values(self, z: Tensor) -> Tensor:
+        """``−z``, exact."""
+        return -z
+
+    def log_slopes(self, z: Tensor) -> Tensor:
+        """``−z``, exact."""
+        return -z
+
+
+class Logistic(Loss):
+    """``ℓ(z) = ln(1 + e^{−z})``."""
+
+    name = "logistic"
+
+    def values(self, z: Tensor) -> Tensor:
+        """``ln(1 + e^{−z})``, without overflow."""
+        return -logsigmoid(z)
+
+    def log_values(self, z: Tensor) -> Tensor:
+        """``ln ln(1 + e^{−z})``."""
+        return log_softplus_neg(z)
+
+    def log_slopes(self, z: Tensor) -> Tensor:
+        """``ln σ(−z)``."""
+        return logsigmoid(-z)
+
+
+class CrossEntropy(Logistic):
+    """``−ln softmax(f)[y]``: the logistic loss of ``z = f[y] − logsumexp_{j≠y} f[j]``."""
+
+    name = "cross-entropy"
+    multiclass = True
+
+    def scores(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """``f[y] − logsumexp_{j≠y} f[j]``, (n,).
+
+        Raises:
+            DataError: one output only, or labels outside 0 … C − 1.
+
+        """
+        if check_labels(outputs, y):
+            raise DataError(
+                "cross-entropy: expected a network with one output per class, got one output; "
+                "use loss='logistic', which is the same loss for two classes"
+            )
+        true = outputs.gather(1, y.unsqueeze(1)).squeeze(1)
+        others = outputs.scatter(1, y.unsqueeze(1), -torch.inf)
+        return true - torch.logsumexp(others, dim=1)
+
+
+_LOSSES: dict[str, type[Loss]] = {c.name: c for c in (Exponential, Logistic, CrossEntropy)}
+
+
+def get_loss(loss: str | Loss) -> Loss:
+    """The loss of a name (``exponential``, ``logistic``, ``cross-entropy``), or the loss itself.
+
+    Raises:
+        SpecificationError: an unknown name; the message gives the nearest one.
+
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str):
+        raise InputError(f"loss: expected a name or a Loss, got {loss!r}")
+    name = loss.lower().replace("_", "-").replace("crossentropy", "cross-entropy")
+    if name not in _LOSSES:
+        raise unknown("loss", loss, _LOSSES)
+    return _LOSSES[name]()

@@ -1,0 +1,166 @@
+"""Adversarial margins of a data set: raw, normalised, their minimum, quantiles and smoothed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import whole
+from marginflow.attacks import Attack
+from marginflow.errors import DataError, InputError, ModelError
+from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity
+from marginflow.losses import Loss, get_loss, margins_of
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """Margins m_i of n examples under one perturbation, at one set of weights.
+
+    Attributes:
+        values: m_i, (n,), float64: ``y_i f(x_i + δ_i)``, or ``f[y_i] − max_{j≠y_i} f[j]``.
+        rho: ρ = Π ρ_k^{c_k}, or None where normalisation was not asked for.
+        total_norm: ‖W‖ = sqrt(Σ ρ_k²), or None likewise.
+        order: K = Σ c_k, or None likewise.
+        dead_inputs: (n,) bool, examples without an input gradient.
+        log_loss: ln L at the perturbed examples for the loss asked for, or None.
+
+    """
+
+    values: Tensor
+    rho: float | None
+    total_norm: float | None
+    order: float | None
+    dead_inputs: Tensor
+    log_loss: float | None = None
+
+    @property
+    def normalized(self) -> Tensor:
+        """``γ̂_i = m_i / ρ``, (n,). Unchanged when layers are multiplied by positive numbers."""
+        return self.values / self._required(self.rho)
+
+    @property
+    def normalized_by_total(self) -> Tensor:
+        """``m_i / ‖W‖^K``, (n,), the normalisation of Lyu & Li."""
+        return self.values / math.pow(self._required(self.total_norm), self._required(self.order))
+
+    @property
+    def min(self) -> float:
+        """``min_i m_i``."""
+        return float(self.values.min())
+
+    @property
+    def normalized_min(self) -> float:
+        """``γ̂_m = min_i γ̂_i``, the paper's headline quantity."""
+        return float(self.normalized.min())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples with ``m_i > 0``."""
+        return float((self.values > 0).double().mean())
+
+    @property
+    def smoothed(self) -> float:
+        """``ℓ = ln(1/(nL)) = −ln Σ e^{−m_i}`` of the exponential loss: ``ℓ ≤ min_i m_i ≤ ℓ + ln n``."""
+        return -float(torch.logsumexp(-self.values, dim=0))
+
+    @property
+    def smoothed_normalized(self) -> float:
+        """``ℓ/ρ``, which is monotone along the gradient flow where Theorem 3 applies."""
+        return self.smoothed / self._required(self.rho)
+
+    def quantiles(self, levels: Sequence[float]) -> Tensor:
+        """Quantiles of γ̂_i at ``levels`` in [0, 1], linearly interpolated.
+
+        Raises:
+            InputError: a level outside [0, 1].
+
+        """
+        if any(not 0 <= level <= 1 for level in levels):
+            raise InputError(f"quantiles: expected levels in [0, 1], got {list(levels)}")
+        # torch.quantile stops at 16 million values; sorting does not.
+        ordered = torch.sort(self.normalized).values
+        position = torch.tensor(levels, dtype=torch.float64) * (len(ordered) - 1)
+        low, high = position.floor().long(), position.ceil().long()
+        return torch.lerp(ordered[low], ordered[high], position - low)
+
+    @staticmethod
+    def _required(value: float | None) -> float:
+        if value is None:
+            raise ModelError(
+                "these margins were taken with normalize=False; a normalised margin needs a "
+                "multi-homogeneous network"
+            )
+        return value
+
+
+def adversarial_margins(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack | None = None,
+    *,
+    batch_size: int = 1024,
+    loss: str | Loss | None = None,
+    homogeneity: Homogeneity | None = None,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Margins:
+    """The margins ``m_i`` of ``x_i + δ_i(W)`` and their normalisation (Section 3.2).
+
+    Computed in the model's dtype, batch by batch: memory is bounded by ``batch_size``.
+    The model's mode, gradients and the random state stay as they are.
+
+    Args:
+        model: maps (n, …) to outputs (n,), (n, 1) or (n, C).
+        x: examples, (n, …); moved to the model's dtype and device batch by batch.
+        y: labels, (n,): −1/+1 for one output, 0 … C − 1 for C outputs.
+        attack: the perturbation; None measures the clean margins (ε = 0).
+        batch_size: examples per pass.
+        loss: also compute ln L of this loss.
+        homogeneity: the measured layers, if at hand; else they are measured here.
+        normalize: False skips the normalisation, for networks that are not homogeneous.
+        seed: seed of a random start.
+
+    Raises:
+        NotHomogeneousError: the network cannot be normalised (and ``normalize`` is True).
+        DataError: labels, shapes or bounds that do not fit, no examples.
+        InputError: batch_size below 1.
+
+    """
+    whole("batch_size", batch_size, least=1)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise DataError("expected at least one example, got none")
+    if x.shape[0] != y.shape[0]:
+        raise DataError(f"expected as many labels as examples, got {y.shape[0]} for {x.shape[0]}")
+    if normalize and homogeneity is None:
+        homogeneity = measure_homogeneity(model, x)
+    scorer = None if loss is None else get_loss(loss)
+    like = next(iter(model.parameters()), x)
+    generator = torch.Generator().manual_seed(seed)
+    margins, scores, dead = [], [], []
+    for start in range(0, x.shape[0], batch_size):
+        xb = x[start : start + batch_size].to(like)
+        yb = y[start : start + batch_size].to(like.device)
+        if attack is not None:
+            perturbation = attack(model, xb, yb, generator=generator)
+            xb = xb + perturbation.delta
+            dead.append(perturbation.dead_inputs.cpu())
+        else:
+            dead.append(torch.zeros(len(yb), dtype=torch.bool))
+        with torch.no_grad(), evaluation_mode(model):
+            outputs = model(xb)
+            margins.append(margins_of(outputs, yb).double().cpu())
+            if scorer is not None:
+                scores.append(scorer.scores(outputs, yb).double().cpu())
+    log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores)))
+    if homogeneity is None:
+        return Margins(torch.cat(margins), None, None, None, torch.cat(dead), log_loss)
+    rho = homogeneity.norm_product(model)
+    if rho == 0 or not math.isfinite(rho):
+        raise ModelError(f"the product of the layer norms is {rho}; a layer is 0 or not finite")
+    total = homogeneity.total_norm(model)
+    return Margins(torch.cat(margins), rho, total, homogeneity.order, torch.cat(dead), log_loss)

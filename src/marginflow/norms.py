@@ -1,0 +1,132 @@
+"""Per-example p-norms, dual vectors and projections onto the perturbation ball.
+
+An example is one index of the first axis; its norm runs over all other axes.
+p is any number in [1, ∞]; q with 1/p + 1/q = 1 is its dual.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from marginflow._checks import real
+from marginflow.errors import InputError, SpecificationError
+
+_NAMES = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
+
+
+def as_exponent(p: float | str) -> float:
+    """The exponent p of a norm given as a number in [1, ∞], ``"l2"``, ``"linf"`` or ``"2"``.
+
+    Raises:
+        InputError: not a norm (p < 1, NaN, another word).
+
+    """
+    if isinstance(p, str):
+        text = p.lower()
+        if text in _NAMES:
+            return _NAMES[text]
+        try:
+            p = float(text.removeprefix("l"))
+        except ValueError:
+            raise SpecificationError(
+                f"norm: expected 'l1', 'l2', 'linf' or a number of at least 1, got {text!r}"
+            ) from None
+    if isinstance(p, int | float) and p == math.inf:
+        return math.inf
+    return real("norm exponent p", p, least=1.0)
+
+
+def dual_exponent(p: float) -> float:
+    """Q with 1/p + 1/q = 1."""
+    if p == 1:
+        return math.inf
+    return 1.0 if math.isinf(p) else p / (p - 1)
+
+
+def norm_name(p: float) -> str:
+    """``linf``, ``l2``, ``l1.5`` …"""
+    return "linf" if math.isinf(p) else f"l{p:.17g}"
+
+
+def flat(v: Tensor) -> Tensor:
+    """``v`` of shape (n, …) as (n, d); an example of shape () counts as d = 1."""
+    return v.reshape(v.shape[0], -1) if v.ndim != 1 else v.unsqueeze(1)
+
+
+def _as_example_shape(row: Tensor, v: Tensor) -> Tensor:
+    """A per-example number (n,) shaped to multiply ``v`` of shape (n, …)."""
+    return row.reshape(-1, *(1 for _ in v.shape[1:]))
+
+
+def per_example_norm(v: Tensor, p: float) -> Tensor:
+    """``‖v_i‖_p``, shape (n,), accumulated in float64 and returned in float64."""
+    rows = flat(v)
+    if rows.shape[1] == 0:
+        raise InputError("expected at least one feature per example, got none")
+    norms: Tensor = torch.linalg.vector_norm(rows, ord=p, dim=1, dtype=torch.float64)
+    return norms
+
+
+def dual_vector(g: Tensor, p: float) -> Tensor:
+    """The direction of steepest ascent in the ℓp ball: ``argmax_{‖d‖_p ≤ 1} ⟨d, g_i⟩``.
+
+    p = 2: g/‖g‖₂. p = ∞: sgn(g). p = 1: the signed unit vector of the largest
+    |g_j| (the first one on a tie). Otherwise, with q dual to p,
+    ``sgn(g) |g|^{q−1} / ‖g‖_q^{q−1}``. Where g_i = 0 the result is 0.
+
+    Differentiable (as far as the direction is), and **bit-identical** when g is
+    multiplied by a power of two: g_i is first divided by a power of two, the
+    exponent of max_j |g_ij|, so that nothing under- or overflows on the way.
+
+    Args:
+        g: gradients, shape (n, …).
+        p: exponent in [1, ∞].
+
+    Returns:
+        shape of g; ‖·‖_p is 1 or 0 to a rounding.
+
+    """
+    rows = flat(g)
+    if math.isinf(p):
+        return torch.sgn(g)
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    dead = largest == 0
+    _, exponent = torch.frexp(largest)
+    # ldexp would form 2^-exponent, which overflows for subnormal g: two exact halves.
+    half = torch.div(-exponent, 2, rounding_mode="floor")
+    scale_1 = torch.exp2(half.to(rows.dtype))
+    scale_2 = torch.exp2((-exponent - half).to(rows.dtype))
+    scaled = rows * scale_1 * scale_2
+    # The zero rows are replaced, not masked afterwards: 0/0 would poison the backward pass.
+    safe = torch.where(dead, torch.ones_like(scaled), scaled)
+    if p == 1:
+        # argmax is piecewise constant: the derivative of this direction is 0.
+        index = safe.detach().abs().argmax(dim=1, keepdim=True)
+        direction = torch.zeros_like(safe).scatter(1, index, torch.sgn(safe.gather(1, index)))
+    elif p == 2:
+        direction = safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True)
+    else:
+        q = dual_exponent(p)
+        size = torch.linalg.vector_norm(safe, ord=q, dim=1, keepdim=True)
+        # Zero coordinates take no part: the derivative of |g|^{q−1} there is infinite for q < 2.
+        magnitude = torch.where(safe == 0, torch.ones_like(safe), safe.abs()) / size
+        direction = torch.sgn(safe) * magnitude ** (q - 1)
+    return torch.where(dead, torch.zeros_like(direction), direction).reshape(g.shape)
+
+
+def project(v: Tensor, p: float, radius: float) -> Tensor:
+    """A point of the ball: ``argmin_{‖u_i‖_p ≤ radius} ‖u_i − v_i‖₂`` for p = 2 and p = ∞.
+
+    For other p the point is ``v_i · min(1, radius/‖v_i‖_p)``, which lies in the ball
+    but is not the nearest one. Idempotent to a rounding; the norm of the result
+    exceeds the radius by at most one rounding.
+    """
+    if math.isinf(p):
+        return v.clamp(-radius, radius)
+    size = per_example_norm(v, p)
+    inside = size <= radius
+    factor = torch.where(inside, torch.ones_like(size), radius / torch.where(inside, 1.0, size))
+    return v * _as_example_shape(factor.to(v.dtype), v)

@@ -1,0 +1,31 @@
+"""How measuring, recording and progress reach the trainer, which knows none of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marginflow.training._trainer import Trainer
+
+
+class Callback:
+    """Told of what happens in a training; every method does nothing until overridden.
+
+    The trainer's ``model``, ``epoch``, ``step``, ``epoch_loss`` and ``epoch_accuracy``
+    can be read in each of them. A callback must not change the weights.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step of this process (epoch 0, or where a resumed run begins)."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """After each update."""
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """After each completed epoch."""
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        """After the last completed step when the user interrupts."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last epoch."""

@@ -1,0 +1,285 @@
+"""Algorithm 1 of the paper: perturb the batch at the current weights, step down the loss there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import real, whole
+from marginflow.datasets import Dataset
+from marginflow.engine import AutogradEngine, LossGradient
+from marginflow.errors import DivergedError, InputError
+from marginflow.models import load_weights
+from marginflow.training._callback import Callback
+
+_Stream = Literal["order", "attack", "global"]
+_STREAMS: dict[_Stream, int] = {"order": 0, "attack": 1, "global": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """All that the rest of a training depends on, taken between two steps.
+
+    Attributes:
+        tensors: weights (``model.…``), momentum (``momentum.…``) and the random state.
+        epoch: completed epochs.
+        step: completed steps (mini-batch updates).
+        batch: completed batches of the running epoch.
+        loss_sum, correct: running sums of the epoch, over examples.
+
+    """
+
+    tensors: dict[str, Tensor]
+    epoch: int
+    step: int
+    batch: int
+    loss_sum: float
+    correct: int
+
+
+class Trainer:
+    """Gradient descent or SGD at a constant rate on the adversarial loss.
+
+    Every random choice is a function of the seed and of the epoch or step that needs it,
+    so a training resumed from a :class:`TrainingState` repeats the very bits.
+
+    Args:
+        engine: computes the loss gradient; holds model, loss, attack, derivative.
+        data: training examples, of the model's dtype and device.
+        lr: learning rate η > 0.
+        batch_size: examples per step; None takes the whole data set (gradient descent).
+        epochs: the epoch after which training ends.
+        momentum: heavy-ball momentum in [0, 1) as in torch.optim.SGD; 0 is Algorithm 1.
+        seed: seed of the batch order and of random starts.
+        callbacks: told of each step and epoch, in this order.
+
+    Raises:
+        InputError: a number out of range.
+
+    """
+
+    def __init__(
+        self,
+        engine: AutogradEngine,
+        data: Dataset,
+        *,
+        lr: float,
+        batch_size: int | None,
+        epochs: int,
+        momentum: float = 0.0,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.engine = engine
+        self.data = data
+        self.lr = real("lr", lr, above=0.0)
+        self.batch_size = (
+            data.n if batch_size is None else min(whole("batch_size", batch_size, least=1), data.n)
+        )
+        self.epochs = whole("epochs", epochs, least=0)
+        self.momentum = real("momentum", momentum, least=0.0)
+        if self.momentum >= 1:
+            raise InputError(f"momentum: expected a number below 1, got {momentum!r}")
+        self.seed = whole("seed", seed, least=0)
+        self.callbacks = tuple(callbacks)
+        self.optimizer = torch.optim.SGD(engine.parameters, lr=self.lr, momentum=self.momentum)
+        self.epoch = 0
+        self.step = 0
+        self._batch = 0
+        self._loss_sum = 0.0
+        self._correct = 0
+        self.epoch_loss = math.nan
+        """Mean training loss over the last completed epoch, at the weights of each step."""
+        self.epoch_accuracy = math.nan
+        """Share of training examples with a positive adversarial margin in the last epoch."""
+        self._global_state: Tensor | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network in training."""
+        return self.engine.model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of updates in an epoch; the last batch may be smaller."""
+        return -(-self.data.n // self.batch_size)
+
+    @property
+    def batch(self) -> int:
+        """Completed batches of the running epoch."""
+        return self._batch
+
+    def run(self) -> None:
+        """Train up to ``epochs``. The weights are left in the model, its ``.grad`` fields empty.
+
+        Raises:
+            DivergedError: NaN or infinity, with the step and the cause found.
+            KeyboardInterrupt: after Ctrl-C, at the end of a step and after the callbacks
+                have been told.
+
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        devices = [self.data.x.device] if self.data.x.is_cuda else []
+        with torch.random.fork_rng(devices=devices), _deferred_interrupt() as interrupted:
+            if self._global_state is None:
+                torch.manual_seed(_seed(self.seed, "global", 0))
+            else:
+                torch.set_rng_state(self._global_state)
+            self.model.train()
+            try:
+                self._tell("on_start")
+                while self.epoch < self.epochs:
+                    self._run_epoch(interrupted)
+                self._tell("on_end")
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+                for module, training in modes.items():
+                    module.training = training
+
+    def state(self) -> TrainingState:
+        """A copy of the present state, for a checkpoint."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, parameter in enumerate(self.engine.parameters):
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{index}"] = buffer
+        tensors["random.global"] = torch.get_rng_state()
+        return TrainingState(
+            {name: value.detach().clone().contiguous() for name, value in tensors.items()},
+            self.epoch,
+            self.step,
+            self._batch,
+            self._loss_sum,
+            self._correct,
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Continue from ``state``.
+
+        Raises:
+            ModelError: the state belongs to another model.
+
+        """
+        weights = {
+            name.removeprefix("model."): value
+            for name, value in state.tensors.items()
+            if name.startswith("model.")
+        }
+        load_weights(self.model, weights)
+        for index, parameter in enumerate(self.engine.parameters):
+            buffer = state.tensors.get(f"momentum.{index}")
+            if buffer is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter).clone()
+        self._global_state = state.tensors["random.global"].clone()
+        self.epoch, self.step, self._batch = state.epoch, state.step, state.batch
+        self._loss_sum, self._correct = state.loss_sum, state.correct
+
+    def _run_epoch(self, interrupted: threading.Event) -> None:
+        order = self._order()
+        for batch in range(self._batch, self.steps_per_epoch):
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            if order is None:
+                x, y = self.data.x, self.data.y
+            else:
+                x, y = self.data.x[order[part]], self.data.y[order[part]]
+            self._take_step(x, y)
+            self._batch = batch + 1
+            if self._batch < self.steps_per_epoch:
+                self._tell("on_step")
+                self._stop_if(interrupted)
+        self.epoch_loss = self._loss_sum / self.data.n
+        self.epoch_accuracy = self._correct / self.data.n
+        self.epoch += 1
+        self._batch, self._loss_sum, self._correct = 0, 0.0, 0
+        self._tell("on_step")
+        self._tell("on_epoch")
+        if self.epoch < self.epochs:
+            self._stop_if(interrupted)
+
+    def _take_step(self, x: Tensor, y: Tensor) -> None:
+        generator = None
+        if self.engine.attack is not None and self.engine.attack.random:
+            generator = torch.Generator().manual_seed(_seed(self.seed, "attack", self.step))
+        result = self.engine(x, y, generator)
+        loss = float(result.loss)
+        if not math.isfinite(loss):
+            raise self._diverged(result)
+        for parameter, gradient in zip(self.engine.parameters, result.gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.step += 1
+        self._loss_sum += loss * len(y)
+        self._correct += int((result.margins > 0).sum())
+
+    def _order(self) -> Tensor | None:
+        if self.batch_size == self.data.n:
+            return None
+        generator = torch.Generator().manual_seed(_seed(self.seed, "order", self.epoch))
+        return torch.randperm(self.data.n, generator=generator).to(self.data.x.device)
+
+    def _tell(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    def _stop_if(self, interrupted: threading.Event) -> None:
+        if interrupted.is_set():
+            self._tell("on_interrupt")
+            raise KeyboardInterrupt
+
+    def _diverged(self, result: LossGradient) -> DivergedError:
+        step, epoch = self.step + 1, self.epoch + 1
+        broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        if broken:
+            cause = (
+                f"the weights of {broken[0]!r} are no longer finite: the update of step {step - 1} "
+                f"overflowed; lower lr (now {self.lr:g})"
+            )
+        elif not bool(torch.isfinite(result.outputs).all()):
+            cause = (
+                f"the network's outputs overflow {result.outputs.dtype}; "
+                f"lower lr (now {self.lr:g}) or use float64"
+            )
+        else:
+            cause = (
+                f"the {self.engine.loss.name} loss overflows {result.outputs.dtype} at margin "
+                f"{float(result.margins.min()):.3g}; lower lr (now {self.lr:g}) or use loss='logistic'"
+            )
+        return DivergedError(
+            f"training diverged at step {step} (epoch {epoch}): {cause}", step, epoch
+        )
+
+
+def _seed(seed: int, stream: _Stream, index: int) -> int:
+    """A seed for one use, independent of every other (seed, stream, index)."""
+    state = np.random.SeedSequence([seed, _STREAMS[stream], index]).generate_state(2, np.uint32)
+    return int(state[0]) << 31 ^ int(state[1])
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising in the middle of an update; twice raises at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)

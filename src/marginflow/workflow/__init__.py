@@ -1,0 +1,5 @@
+"""Whole jobs: training, measured and recorded."""
+
+from marginflow.workflow._train import train
+
+__all__ = ["train"]

@@ -1,0 +1,163 @@
+"""Measuring, recording and progress, as callbacks of the trainer."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from marginflow.monitor import Monitor
+from marginflow.runs import RunDirectory
+from marginflow.training import Callback, Trainer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_CHECKPOINT_SECONDS = 30.0
+
+
+class Measuring(Callback):
+    """Measures at the epochs of a schedule; the trainer's own epoch means go along."""
+
+    def __init__(self, monitor: Monitor, epochs: Collection[int], last: int) -> None:
+        self.monitor = monitor
+        self.epochs = frozenset(epochs) | {last}
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Measure the initial weights, unless the run resumes later on."""
+        if trainer.step == 0 and 0 in self.epochs:
+            self.monitor.measure(0, epoch=0, epoch_loss=None, epoch_accuracy=None)
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Measure if the schedule says so."""
+        if trainer.epoch in self.epochs:
+            self.monitor.measure(
+                trainer.step,
+                epoch=trainer.epoch,
+                epoch_loss=trainer.epoch_loss,
+                epoch_accuracy=trainer.epoch_accuracy,
+            )
+
+
+class Recording(Callback):
+    """Writes new measurements and checkpoints into the run directory.
+
+    A measurement is on disk before the checkpoint that follows it, so whatever a
+    checkpoint vouches for is there. Checkpoints are taken at every measurement, every
+    half minute, on an interrupt and at the end; when they are taken changes no number.
+    """
+
+    def __init__(self, directory: RunDirectory, monitor: Monitor | None, elapsed: float) -> None:
+        self.directory = directory
+        self.monitor = monitor
+        self.written = 0 if monitor is None else len(monitor.records)
+        self.started = time.monotonic() - elapsed
+        self.saved = time.monotonic()
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Record the first measurement; a fresh run gets a checkpoint of its initial weights."""
+        self._write()
+        if trainer.step == 0:
+            self.checkpoint(trainer)
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Record what was measured; checkpoint if there was anything or it is time."""
+        if self._write() or time.monotonic() - self.saved > _CHECKPOINT_SECONDS:
+            self.checkpoint(trainer)
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        """Leave a checkpoint of the last completed step."""
+        self.checkpoint(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Leave a checkpoint of the final weights."""
+        self.checkpoint(trainer)
+
+    def checkpoint(self, trainer: Trainer) -> None:
+        """Save the trainer's state, if its weights are finite."""
+        state = trainer.state()
+        if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
+            return
+        self.directory.save_checkpoint(
+            state.tensors,
+            {
+                "epoch": state.epoch,
+                "step": state.step,
+                "batch": state.batch,
+                "loss_sum": state.loss_sum,
+                "correct": state.correct,
+                "elapsed_seconds": time.monotonic() - self.started,
+            },
+        )
+        self.saved = time.monotonic()
+
+    def _write(self) -> bool:
+        """Append the measurements that are not on disk yet; whether there were any."""
+        if self.monitor is None:
+            return False
+        new = self.monitor.records[self.written :]
+        for record in new:
+            self.directory.append_metrics(record)
+        self.written += len(new)
+        return bool(new)
+
+
+class ProgressBar(Callback):
+    """Epoch, loss, adversarial accuracy, γ̂_m and the time left, on one line of the terminal."""
+
+    def __init__(self, monitor: Monitor | None) -> None:
+        self.monitor = monitor
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Show the bar, on standard error."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(compact=True),
+            console=Console(file=sys.stderr),
+        )
+        total = trainer.epochs * trainer.steps_per_epoch
+        self.task = self.progress.add_task("", total=total, **self._fields(trainer))
+        self.progress.update(self.task, completed=trainer.step)
+        self.progress.start()
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Advance."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=trainer.step)
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Advance and show the epoch's numbers."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=trainer.step, **self._fields(trainer))
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Leave the last state on the screen."""
+        self.stop()
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        """Leave the last state on the screen."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop drawing."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _fields(self, trainer: Trainer) -> dict[str, Any]:
+        text = ""
+        if trainer.epoch_loss == trainer.epoch_loss:  # not NaN: an epoch was completed here
+            text = f"loss {trainer.epoch_loss:.3g}  adv.acc. {trainer.epoch_accuracy:.4f}"
+        if self.monitor is not None and self.monitor.records:
+            text += f"  γ̂_m {self.monitor.records[-1]['normalized_margin']:.3g}"
+        return {"epoch": f"{trainer.epoch}/{trainer.epochs}", "text": text.strip()}

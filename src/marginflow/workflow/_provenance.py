@@ -1,0 +1,48 @@
+"""What ``run.json`` says of where a run came from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import marginflow
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, the source's git revision (if it lies in a checkout), threads and machine."""
+    return {
+        "versions": {
+            "marginflow": marginflow.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "git_revision": _git_revision(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _git_revision() -> str | None:
+    source = Path(__file__).resolve().parent
+    # An installed package may lie inside somebody else's checkout: only our own layout counts.
+    root = source.parents[2]
+    if not (root / ".git").exists() or not (root / "src" / "marginflow").is_dir():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,301 @@
+"""``mf.train``: one adversarial training, measured and recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import choice
+from marginflow.attacks import Attack, Derivative, check_budget
+from marginflow.attacks import build as build_attack
+from marginflow.datasets import Dataset, load
+from marginflow.engine import AutogradEngine
+from marginflow.errors import DivergedError, InputError, ModelError, RunError
+from marginflow.homogeneity import evaluation_mode, measure_homogeneity
+from marginflow.losses import Loss, get_loss
+from marginflow.models import build as build_model
+from marginflow.monitor import Monitor
+from marginflow.runs import Run, RunDirectory
+from marginflow.training import Callback, Trainer, TrainingState, log_spaced
+from marginflow.workflow._callbacks import Measuring, ProgressBar, Recording
+from marginflow.workflow._provenance import provenance
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def train(
+    model: nn.Module | str,
+    data: Dataset | tuple[Tensor, Tensor] | str,
+    *,
+    attack: Attack | str | None = None,
+    loss: str | Loss | None = None,
+    lr: float = 0.1,
+    batch_size: int | None = None,
+    epochs: int = 100,
+    momentum: float = 0.0,
+    derivative: Derivative = "detached",
+    measure: bool = True,
+    measure_with: Attack | str | None = None,
+    schedule: Collection[int] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Train ``model`` on adversarially perturbed data (Algorithm 1) and measure it on the way.
+
+    The trained weights are left in ``model``. With ``out`` the run is recorded there and
+    can be resumed after any interruption, to the very bits of an uninterrupted run (same
+    machine, same number of threads).
+
+    Args:
+        model: a network, or a specification such as ``"mlp:1024,64"``.
+        data: a data set, a pair (x, y), or a specification such as ``"digits:3,8"``.
+        attack: the perturbation trained against; None is standard training.
+        loss: ``exponential``, ``logistic`` or ``cross-entropy``; by default logistic for two
+            classes −1/+1, cross-entropy otherwise.
+        lr: learning rate η > 0, constant.
+        batch_size: examples per step; None is full-batch gradient descent.
+        epochs: number of passes over the data.
+        momentum: heavy-ball momentum in [0, 1).
+        derivative: ``detached`` (Algorithm 1) or ``total`` (through δ(W), Section 3.2).
+        measure: whether to measure at all; needs a multi-homogeneous network.
+        measure_with: the perturbation that is measured, by default ``attack``. Standard
+            training is compared with adversarial training under the same perturbation.
+        schedule: epochs at which to measure; by default :func:`marginflow.training.log_spaced`.
+        seed: seed of the batch order, of random starts, and of a model given as a string.
+        dtype: ``float32`` or ``float64``; by default the model's own.
+        device: ``cpu``, ``cuda`` ….
+        out: run directory; None keeps the run in memory.
+        resume: continue the run in ``out`` (which may lie finished; then nothing is done).
+        force: replace a run that ``out`` already holds.
+        progress: show a progress bar on standard error.
+        callbacks: told of every step and epoch, before measuring and recording.
+
+    Returns:
+        the run: configuration, measurements, path.
+
+    Raises:
+        InputError: any argument that cannot be used (nothing is written then).
+        NotHomogeneousError: ``measure`` is True and the network is not homogeneous.
+        RunError: ``out`` is taken, or does not fit when resuming.
+        StorageError: the disk refuses.
+        DivergedError: NaN or infinity; the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+
+    """
+    if isinstance(data, str):
+        data = load(data)
+    elif not isinstance(data, Dataset):
+        data = Dataset(*data)
+    model_spec = model if isinstance(model, str) else None
+    if isinstance(model, str):
+        outputs = 1 if data.binary else data.num_classes
+        model = build_model(model, input_shape=data.shape, outputs=outputs, seed=seed)
+    if resume and force:
+        raise InputError("resume and force exclude each other: continue the run, or replace it")
+    if resume and out is None:
+        raise InputError("resume needs out=…, the run directory to continue")
+    attack, measured = build_attack(attack), build_attack(measure_with)
+    if measured is None:
+        measured = attack
+    loss = get_loss(loss if loss is not None else ("logistic" if data.binary else "cross-entropy"))
+    choice("derivative", derivative, ("detached", "total"))
+    for budget in (attack, measured):
+        check_budget(budget, data.shape, data.bounds)
+    dtype, device = _dtype(dtype, model), _device(device)
+    if out is not None and not resume:
+        RunDirectory.check_free(out, force=force)
+
+    model.to(device=device, dtype=dtype)
+    placed = data.to(dtype=dtype, device=device)
+    _check_fit(model, placed, loss, attack, measured)
+    homogeneity = measure_homogeneity(model, placed.x) if measure else None
+    monitor = None
+    if homogeneity is not None:
+        monitor = Monitor(model, placed, measured, loss=loss, homogeneity=homogeneity)
+
+    user = list(callbacks)
+    engine = AutogradEngine(model, loss, attack, derivative)
+    trainer = Trainer(
+        engine, placed, lr=lr, batch_size=batch_size, epochs=epochs, momentum=momentum, seed=seed
+    )
+    config: dict[str, Any] = {
+        "kind": "train",
+        "data": data.name,
+        "data_sha256": data.fingerprint(),
+        "data_bounds": None if data.bounds is None else list(data.bounds),
+        "classes": list(data.classes),
+        "examples": data.n,
+        "model_spec": model_spec or type(model).__name__,
+        "model": getattr(model, "config", None),
+        "attack": "none" if attack is None else attack.spec,
+        "measure_with": "none" if measured is None else measured.spec,
+        "loss": loss.name,
+        "lr": trainer.lr,
+        "batch_size": trainer.batch_size,
+        "epochs": trainer.epochs,
+        "momentum": trainer.momentum,
+        "derivative": derivative,
+        "measure": measure,
+        "schedule": None if schedule is None else sorted(schedule),
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        "layers": _layer_table(homogeneity),
+    }
+    if monitor is not None:
+        planned = log_spaced(trainer.epochs) if schedule is None else schedule
+        user.append(Measuring(monitor, planned, trainer.epochs))
+
+    directory = None
+    try:
+        if out is not None:
+            directory, elapsed = _open_directory(out, config, trainer, monitor, resume, force)
+            user.append(Recording(directory, monitor, elapsed))
+        bar = ProgressBar(monitor) if progress else None
+        trainer.callbacks = (*user, bar) if bar else tuple(user)
+        finished = resume and trainer.epoch >= trainer.epochs
+        try:
+            if not finished:
+                trainer.run()
+        except DivergedError as error:
+            raise _with_advice(error, directory) from None
+        finally:
+            if bar is not None:
+                bar.stop()
+        if directory is not None:
+            config = directory.read_config()
+    finally:
+        if directory is not None:
+            directory.close()
+    path = None if directory is None else directory.path
+    return Run(config, [] if monitor is None else monitor.records, path, model)
+
+
+def _open_directory(
+    out: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    trainer: Trainer,
+    monitor: Monitor | None,
+    resume: bool,
+    force: bool,
+) -> tuple[RunDirectory, float]:
+    """The locked directory, and the seconds that earlier processes spent on the run."""
+    if not resume:
+        return RunDirectory.create(out, {**config, **provenance()}, force=force), 0.0
+    directory = RunDirectory.reopen(out)
+    try:
+        stored = directory.read_config()
+        _check_same(stored, config)
+        checkpoint = directory.latest_checkpoint()
+        step, elapsed = -1, 0.0
+        if checkpoint is not None:
+            info = checkpoint.info
+            fields = [f.name for f in dataclasses.fields(TrainingState) if f.name != "tensors"]
+            try:
+                state = TrainingState(checkpoint.tensors, **{name: info[name] for name in fields})
+            except KeyError as error:
+                raise RunError(f"the checkpoint {checkpoint.path.name} lacks {error}") from None
+            if state.epoch > trainer.epochs:
+                raise RunError(
+                    f"epochs: expected at least {state.epoch}, which the run has already been "
+                    f"trained for, got {trainer.epochs}"
+                )
+            trainer.restore(state)
+            step, elapsed = state.step, float(info.get("elapsed_seconds", 0.0))
+        directory.truncate_metrics(step)
+        if monitor is not None:
+            monitor.records.extend(directory.read_metrics())
+        if stored.get("epochs") != config["epochs"]:
+            stored["epochs"] = config["epochs"]
+            directory.write_config(stored)
+    except BaseException:
+        directory.close()
+        raise
+    return directory, elapsed
+
+
+def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings; only ``epochs`` may change."""
+    differing = [
+        key for key, value in config.items() if key != "epochs" and stored.get(key) != value
+    ]
+    if differing:
+        changes = "; ".join(
+            f"{k}: {stored.get(k)!r} there, {config[k]!r} now" for k in differing[:4]
+        )
+        raise RunError(f"cannot resume under other settings ({changes}); use another --out")
+
+
+def _check_fit(
+    model: nn.Module,
+    data: Dataset,
+    loss: Loss,
+    attack: Attack | None,
+    measured: Attack | None,
+) -> None:
+    """One evaluation of everything on a few examples, so that nothing fails after step 0."""
+    x, y = data.x[:2], data.y[:2]
+    with torch.no_grad(), evaluation_mode(model):
+        try:
+            outputs = model(x)
+        except RuntimeError as error:
+            raise ModelError(
+                f"the model does not take examples of shape {data.shape}: {str(error).splitlines()[0]}"
+            ) from error
+        if not isinstance(outputs, Tensor):
+            raise ModelError(
+                f"the model: expected a tensor as output, got {type(outputs).__name__}"
+            )
+        loss.scores(outputs, y)
+        # All labels, with outputs of the right shape, and not only those of two examples.
+        loss.scores(outputs[:1].expand(data.n, *outputs.shape[1:]), data.y)
+    for tried in (attack, measured):
+        if tried is not None:
+            tried(model, x, y, generator=torch.Generator().manual_seed(0))
+
+
+def _dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
+    if isinstance(dtype, str):
+        return _DTYPES[choice("dtype", dtype, _DTYPES)]
+    if dtype is None:
+        parameter = next(model.parameters(), None)
+        dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+    if dtype not in _DTYPES.values():
+        raise InputError(f"dtype: expected float32 or float64, got {dtype}")
+    return dtype
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: cannot use {str(device)!r}: {reason}") from None
+    return chosen
+
+
+def _layer_table(homogeneity: Any) -> list[dict[str, Any]] | None:
+    if homogeneity is None:
+        return None
+    return [
+        dataclasses.asdict(layer) | {"parameters": list(layer.parameters)}
+        for layer in homogeneity.layers
+    ]
+
+
+def _with_advice(error: DivergedError, directory: RunDirectory | None) -> DivergedError:
+    checkpoint = None if directory is None else directory.latest_checkpoint()
+    kept = "" if checkpoint is None else f"; the last good checkpoint is {checkpoint.path}"
+    return DivergedError(f"{error}{kept}", error.step, error.epoch)
