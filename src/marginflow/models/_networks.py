@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -40,7 +41,7 @@ class Network(nn.Sequential):
     """
 
     def __init__(self, modules: Sequence[nn.Module], config: dict[str, Any]) -> None:
-        super().__init__(*modules)
+        super().__init__(OrderedDict(_named(modules)))
         self.config = config
 
 
@@ -156,6 +157,15 @@ def cnn(
             nn.Linear(hidden, outputs, bias=False),
         ]
         return Network(modules, config)
+
+
+def _named(modules: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """``flatten1``, ``linear1``, ``relu1``, ``linear2`` …: names that errors and tables can show."""
+    counts: Counter[str] = Counter()
+    for module in modules:
+        kind = type(module).__name__.lower()
+        counts[kind] += 1
+        yield f"{kind}{counts[kind]}", module
 
 
 @contextmanager
