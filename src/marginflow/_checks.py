@@ -22,7 +22,6 @@ def real(name: str, value: object, *, least: float = -math.inf, above: float = -
 
     Raises:
         InputError: not a number, NaN, infinite or out of range.
-
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name}: expected a number, got {value!r}")
@@ -41,7 +40,6 @@ def whole(name: str, value: object, *, least: int) -> int:
 
     Raises:
         InputError: not an integer, or too small.
-
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name}: expected a whole number, got {value!r}")
@@ -55,7 +53,6 @@ def choice(name: str, value: object, valid: Iterable[str]) -> str:
 
     Raises:
         SpecificationError: it is not; the message names the nearest valid one.
-
     """
     options = tuple(valid)
     if not isinstance(value, str) or value not in options:

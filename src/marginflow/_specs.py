@@ -36,7 +36,6 @@ class Spec:
 
         Raises:
             SpecificationError: an option without a parser, or one that its parser refuses.
-
         """
         values = {}
         for key, value in self.options.items():
@@ -52,7 +51,6 @@ def parse(text: str, kind: str) -> Spec:
     Raises:
         SpecificationError: empty text, an empty part, an option given twice, an
             argument after an option.
-
     """
     if not isinstance(text, str) or not text.strip():
         raise SpecificationError(
@@ -83,7 +81,6 @@ def number(value: str, where: str) -> float:
 
     Raises:
         SpecificationError: anything else.
-
     """
     top, slash, bottom = value.partition("/")
     try:
@@ -102,7 +99,6 @@ def integer(value: str, where: str) -> int:
 
     Raises:
         SpecificationError: anything else.
-
     """
     try:
         return int(value)
@@ -120,7 +116,6 @@ def flag(value: str, where: str) -> bool:
 
     Raises:
         SpecificationError: anything else.
-
     """
     if value.lower() not in ("true", "false"):
         raise SpecificationError(f"{where}: expected true or false, got {value!r}")
@@ -132,7 +127,6 @@ def interval(value: str, where: str) -> tuple[float, float]:
 
     Raises:
         SpecificationError: anything else.
-
     """
     low, dots, high = value.partition("..")
     if not dots:

@@ -40,7 +40,6 @@ class NotHomogeneousError(ModelError):
 
     Attributes:
         offender: name of the parameter or module that breaks homogeneity.
-
     """
 
     def __init__(self, message: str, offender: str) -> None:
@@ -71,7 +70,6 @@ class DivergedError(MarginflowError, ArithmeticError):
     Attributes:
         step: the step (one mini-batch update) at which it was noticed.
         epoch: the epoch of that step, counted from 1.
-
     """
 
     def __init__(self, message: str, step: int, epoch: int) -> None:

@@ -42,7 +42,6 @@ class Homogeneity:
 
     Attributes:
         layers: W_1 … W_L with their degrees c_k.
-
     """
 
     layers: tuple[Layer, ...]
@@ -112,18 +111,20 @@ def measure_homogeneity(
         NotHomogeneousError: names the parameter or module that breaks homogeneity.
         ModelError: no trainable parameter, a random network, one that is 0 at every probe.
         InputError: an unknown or doubly grouped parameter name.
-
     """
-    probe = _Probe(model, x)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ModelError("the model has no trainable parameter; nothing to measure")
-    layers = []
-    for name, members in _groups(named, groups, probe):
-        degree = probe.degree(members)
-        if degree is None:
-            raise _refusal(probe, name, members)
-        layers.append(Layer(name, members, degree))
+    # One fork around all evaluations: they draw on from each other, so randomness shows.
+    devices = [x.device] if isinstance(x, Tensor) and x.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        probe = _Probe(model, x)
+        members = _groups(named, groups, probe)
+        degrees = [probe.degree(group) for group in members]
+        if None in degrees:
+            failing = [g for g, degree in zip(members, degrees, strict=True) if degree is None]
+            raise _refusal(probe, failing)
+    layers = (Layer(g[0], g, c) for g, c in zip(members, degrees, strict=True) if c is not None)
     return Homogeneity(tuple(layers))
 
 
@@ -132,7 +133,6 @@ def normalized_network(model: nn.Module, homogeneity: Homogeneity) -> nn.Module:
 
     Raises:
         ModelError: a layer of norm 0.
-
     """
     norms = homogeneity.norms(model).tolist()
     normalized = copy.deepcopy(model)
@@ -193,8 +193,7 @@ class _Probe:
     def __call__(self, parameters: Mapping[str, Tensor]) -> Tensor:
         # Buffers are cloned: batch norm in training mode updates its statistics in place.
         buffers = {name: b.clone() for name, b in self.buffers.items()}
-        devices = [self.x.device] if self.x.is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad():
             try:
                 outputs = functional_call(self.model, {**parameters, **buffers}, (self.x.clone(),))
             except RuntimeError as error:
@@ -251,7 +250,7 @@ class _Probe:
 
         def call(a: float) -> Tensor:
             fresh = {key: value.clone() for key, value in state.items()}
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad():
                 return torch.as_tensor(functional_call(module, fresh, (x * a,)))
 
         return _degree(call(1.0), call)
@@ -295,8 +294,8 @@ def _probe_inputs(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _groups(
     named: Mapping[str, Tensor], groups: Sequence[Sequence[str]], probe: _Probe
-) -> list[tuple[str, tuple[str, ...]]]:
-    """Names and members of the layers: the asked groups, the first module's, single parameters."""
+) -> list[tuple[str, ...]]:
+    """The layers' members: the asked groups, the first module's, single parameters."""
     asked = [tuple(group) for group in groups]
     first = _first_module(named, probe)
     if first and not any(set(first) & set(group) for group in asked):
@@ -309,8 +308,7 @@ def _groups(
             if name in owner:
                 raise InputError(f"groups: the parameter {name!r} stands in two groups")
             owner[name] = group
-    layers: dict[tuple[str, ...], None] = dict.fromkeys(owner.get(name, (name,)) for name in named)
-    return [(members[0], members) for members in layers]
+    return list(dict.fromkeys(owner.get(name, (name,)) for name in named))
 
 
 def _first_module(named: Mapping[str, Tensor], probe: _Probe) -> tuple[str, ...]:
@@ -322,8 +320,8 @@ def _first_module(named: Mapping[str, Tensor], probe: _Probe) -> tuple[str, ...]
     return ()
 
 
-def _refusal(probe: _Probe, layer: str, members: tuple[str, ...]) -> NotHomogeneousError:
-    """The error for a layer that failed, blaming the module or parameter that breaks the law."""
+def _refusal(probe: _Probe, failing: Sequence[tuple[str, ...]]) -> NotHomogeneousError:
+    """The error for groups that failed, blaming the module or parameter that breaks the law."""
     met_weights = False
     for name, module, x in probe.calls():
         own = dict(module.named_parameters())
@@ -349,14 +347,13 @@ def _refusal(probe: _Probe, layer: str, members: tuple[str, ...]) -> NotHomogene
             f"not multi-homogeneous: the module {name!r} ({kind}) does not scale with its input; {advice}",
             name,
         )
-    hidden = [n for n in probe.parameters if n not in members and n.rpartition(".")[2] == "bias"]
-    offender = layer if layer.endswith("bias") or not hidden else hidden[0]
-    if offender.endswith("bias"):
-        why = (
-            f"the bias {offender!r} has another degree than its weight (quasi-homogeneous at best)"
-        )
-    else:
-        why = f"scaling {offender!r} by a does not scale the output by a power of a"
+    # No module is to blame by itself: a parameter is. One that fails because of another (a
+    # weight below a hidden bias) is usually the larger of the two.
+    sizes = {group: sum(probe.parameters[n].numel() for n in group) for group in failing}
+    offender = min(failing, key=lambda group: sizes[group])[0]
     return NotHomogeneousError(
-        f"not multi-homogeneous: {why}; remove it or use positively homogeneous modules", offender
+        f"not multi-homogeneous: scaling {offender!r} by a does not scale the output by a power of a "
+        "(is it a bias or a slope inside a hidden layer, or followed by a function that is not "
+        "positively homogeneous?); remove it, or use ReLU-like activations without biases",
+        offender,
     )

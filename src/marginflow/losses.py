@@ -29,7 +29,6 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
 
     Raises:
         DataError: labels or shapes that do not match.
-
     """
     if outputs.ndim not in (1, 2) or outputs.shape[0] != y.shape[0]:
         raise DataError(
@@ -65,7 +64,6 @@ def margins_of(outputs: Tensor, y: Tensor, *, checked: bool = False) -> Tensor:
 
     Raises:
         DataError: labels or shapes that do not match.
-
     """
     if not checked:
         check_labels(outputs, y)
@@ -87,7 +85,6 @@ class Loss(ABC):
 
         Raises:
             DataError: several outputs, or labels other than −1 and +1.
-
         """
         if not check_labels(outputs, y):
             raise DataError(
@@ -171,7 +168,6 @@ class CrossEntropy(Logistic):
 
         Raises:
             DataError: one output only, or labels outside 0 … C − 1.
-
         """
         if check_labels(outputs, y):
             raise DataError(
@@ -191,7 +187,6 @@ def get_loss(loss: str | Loss) -> Loss:
 
     Raises:
         SpecificationError: an unknown name; the message gives the nearest one.
-
     """
     if isinstance(loss, Loss):
         return loss

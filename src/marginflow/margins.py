@@ -27,7 +27,6 @@ class Margins:
         order: K = Σ c_k, or None likewise.
         dead_inputs: (n,) bool, examples without an input gradient.
         log_loss: ln L at the perturbed examples for the loss asked for, or None.
-
     """
 
     values: Tensor
@@ -77,7 +76,6 @@ class Margins:
 
         Raises:
             InputError: a level outside [0, 1].
-
         """
         if any(not 0 <= level <= 1 for level in levels):
             raise InputError(f"quantiles: expected levels in [0, 1], got {list(levels)}")
@@ -129,7 +127,6 @@ def adversarial_margins(
         NotHomogeneousError: the network cannot be normalised (and ``normalize`` is True).
         DataError: labels, shapes or bounds that do not fit, no examples.
         InputError: batch_size below 1.
-
     """
     whole("batch_size", batch_size, least=1)
     if x.ndim == 0 or x.shape[0] == 0:

@@ -39,7 +39,6 @@ class Monitor:
 
     Attributes:
         records: all measurements so far, oldest first.
-
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class Monitor:
         Args:
             step: what the caller counts.
             context: further entries of the record (epoch, training loss …).
-
         """
         clean = self._margins(self.data, None)
         hit = self._margins(self.data, self.attack) if self.attack is not None else clean

@@ -22,7 +22,6 @@ def as_exponent(p: float | str) -> float:
 
     Raises:
         InputError: not a norm (p < 1, NaN, another word).
-
     """
     if isinstance(p, str):
         text = p.lower()
@@ -87,7 +86,6 @@ def dual_vector(g: Tensor, p: float) -> Tensor:
 
     Returns:
         shape of g; ‖·‖_p is 1 or 0 to a rounding.
-
     """
     rows = flat(g)
     if math.isinf(p):

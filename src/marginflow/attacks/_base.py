@@ -36,7 +36,6 @@ class Perturbation:
         delta: δ, shape and dtype of x, ``‖δ_i‖_p ≤ ε`` to one rounding.
         dead_inputs: (n,) bool, the examples whose input gradient was 0 at every step
             (0/0 has no direction; their perturbation is 0 but for a random start).
-
     """
 
     delta: Tensor
@@ -54,7 +53,6 @@ class Attack(ABC):
             depends on x alone, so it keeps scale invariance; it never moves δ out of the ball.
         objective: ``margin`` (the paper's), or ``loss`` as other libraries do, which
             is not scale invariant and fades when the loss underflows.
-
     """
 
     eps: float
@@ -130,7 +128,6 @@ class Attack(ABC):
             DataError: labels that do not fit, examples outside ``bounds``.
             InputError: a missing generator, an unknown derivative.
             ModelError: a model that the attack does not apply to.
-
         """
         choice("derivative", derivative, ("detached", "total"))
         if self.random and generator is None:

@@ -35,7 +35,6 @@ def build(spec: str | Attack | None) -> Attack | None:
         SpecificationError: malformed, an unknown name or option (the nearest is given),
             a missing ``eps``.
         InputError: a number out of range, a file that cannot be read.
-
     """
     if spec is None or isinstance(spec, Attack):
         return spec
@@ -61,7 +60,6 @@ def check_budget(
 
     Raises:
         InputError: ε exceeds ``(high − low) d^{1/p}``, the diameter of the range.
-
     """
     if attack is None or bounds is None:
         return

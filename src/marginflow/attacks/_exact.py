@@ -28,7 +28,6 @@ class ExactLinear(Attack):
 
     Raises:
         InputError: p < 1, ε negative. On the call, ModelError: a model that is not linear.
-
     """
 
     name: ClassVar[str] = "exact-linear"
@@ -78,7 +77,6 @@ class FiniteSet(Attack):
 
     Raises:
         InputError: an empty set, values that are not finite.
-
     """
 
     deltas: Tensor = field(default_factory=lambda: torch.empty(0))

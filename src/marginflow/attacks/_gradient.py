@@ -34,7 +34,6 @@ class FGM(_FastGradient):
 
     Raises:
         InputError: ε negative, NaN or infinite; bounds that are no interval.
-
     """
 
     name: ClassVar[str] = "fgm"
@@ -79,7 +78,6 @@ class PGD(Attack):
 
     Raises:
         InputError: a number out of range. SpecificationError: another norm.
-
     """
 
     steps: int = 10

@@ -38,7 +38,6 @@ def load(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
         SpecificationError: ``spec`` is malformed or names something unknown.
         InputError: an option is out of range.
         DataError: files or arrays are missing or cannot be used.
-
     """
     if isinstance(spec, str):
         # Before the grammar: a path may hold commas, blanks and equals signs.

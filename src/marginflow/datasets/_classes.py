@@ -17,7 +17,6 @@ def digits_of(spec: Spec) -> tuple[int, ...]:
 
     Raises:
         SpecificationError: not a digit from 0 to 9, one given twice, or a single one.
-
     """
     digits = tuple(integer(arg, f"{spec.text!r}: digit") for arg in spec.args)
     for digit in digits:
@@ -37,7 +36,6 @@ def limit_of(spec: Spec) -> int | None:
 
     Raises:
         InputError: not a whole number of at least 1, or another option than ``n``.
-
     """
     n = spec.parsed({"n": integer}).get("n")
     return None if n is None else whole(f"{spec.text!r}: n", n, least=1)
@@ -58,7 +56,6 @@ def check_limit(limit: int | None, available: int, spec: Spec) -> None:
 
     Raises:
         DataError: ``limit`` exceeds ``available``.
-
     """
     if limit is not None and limit > available:
         raise DataError(

@@ -44,7 +44,6 @@ class Dataset:
     Raises:
         DataError: empty data, no feature axis, different lengths, NaN or infinity in ``x``,
             labels of neither kind, features outside ``bounds``, a test set that does not fit.
-
     """
 
     x: Tensor
@@ -129,7 +128,6 @@ class Dataset:
 
         Raises:
             DataError: ``dtype`` is neither ``torch.float32`` nor ``torch.float64``.
-
         """
         if dtype not in (None, torch.float32, torch.float64):
             raise DataError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
@@ -144,7 +142,6 @@ class Dataset:
 
         Raises:
             DataError: an index out of range, not an integer, or none at all.
-
         """
         chosen = _validate.tensor(indices, "indices").to(self.x.device)
         if chosen.dtype == torch.bool and chosen.shape == (self.n,):

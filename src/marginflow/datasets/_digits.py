@@ -22,7 +22,6 @@ def load(spec: Spec) -> Dataset:
     Raises:
         DataError: ``n`` exceeds what there is.
         InputError: bad digits or options.
-
     """
     from sklearn.datasets import load_digits
 

@@ -32,7 +32,6 @@ def read(path: Path, axes: int) -> NDArray[np.uint8]:
     Raises:
         DataError: no such file, damaged or truncated compression, another magic number,
             more than 2 GiB declared, fewer or more bytes than declared.
-
     """
     try:
         with path.open("rb") as raw:

@@ -39,7 +39,6 @@ def load(spec: Spec, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     Raises:
         DataError: files missing, damaged, or not downloadable; ``n`` exceeds what there is.
         InputError: bad digits or options.
-
     """
     digits, limit = _classes.digits_of(spec), _classes.limit_of(spec)
     folder = data_dir if data_dir is not None else os.environ.get(VARIABLE) or None

@@ -27,7 +27,6 @@ def load(file: str) -> Dataset:
         DataError: no such file, not an ``.npz`` file, damaged, more than 8 GiB of arrays, pickled
             objects among the named arrays (they are never loaded), ``x`` or ``y`` missing, one of
             ``x_test`` and ``y_test`` without the other, or arrays that are no valid data.
-
     """
     path = Path(os.path.expanduser(file))
     arrays = _arrays(path)

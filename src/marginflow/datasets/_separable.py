@@ -46,7 +46,6 @@ def separable(
 
     Raises:
         InputError: an argument out of range.
-
     """
     n, d = whole("n", n, least=1), whole("d", d, least=2)
     margin, seed = real("margin", margin, above=0), whole("seed", seed, least=0)
@@ -86,7 +85,6 @@ def load(spec: Spec) -> Dataset:
 
     Raises:
         InputError: an argument without a name, an unknown option or one out of range.
-
     """
     if spec.args:
         raise SpecificationError(

@@ -20,7 +20,6 @@ class LossGradient:
         gradients: ``G = ∂L/∂W``, one per trainable parameter, in their order.
         margins: the margins m_i at the perturbed inputs, (n,).
         outputs: the outputs at the perturbed inputs.
-
     """
 
     loss: Tensor
@@ -37,7 +36,6 @@ class AutogradEngine:
         loss: the loss ℓ.
         attack: δ, or None for standard training.
         derivative: ``detached`` holds δ fixed (Algorithm 1), ``total`` differentiates through it.
-
     """
 
     def __init__(

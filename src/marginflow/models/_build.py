@@ -35,7 +35,6 @@ def build(
         SpecificationError: malformed, or an unknown name (the nearest is given).
         InputError: sizes that do not fit.
         ModelError: a recorded configuration that is not one of ours.
-
     """
     if isinstance(spec, Mapping):
         return _from_config(spec, seed)

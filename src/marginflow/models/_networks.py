@@ -37,7 +37,6 @@ class Network(nn.Sequential):
     Attributes:
         config: the factory's name and arguments, enough to build the network again
             (:func:`marginflow.models.build` takes it); weights are not in it.
-
     """
 
     def __init__(self, modules: Sequence[nn.Module], config: dict[str, Any]) -> None:
@@ -60,7 +59,6 @@ def mlp(*widths: int, activation: str = "relu", seed: int | None = None) -> Netw
     Raises:
         InputError: fewer than two widths, or one below 1.
         SpecificationError: an unknown activation.
-
     """
     if len(widths) < 2:
         raise InputError(f"mlp: expected at least an input and an output width, got {widths}")
@@ -82,7 +80,6 @@ def deep_linear(*widths: int, seed: int | None = None) -> Network:
 
     Raises:
         InputError: fewer than two widths, or one below 1.
-
     """
     network = mlp(*widths, activation="identity", seed=seed)
     modules = [module for module in network if not isinstance(module, nn.Identity)]
@@ -116,7 +113,6 @@ def cnn(
     Raises:
         InputError: a shape or size that does not fit.
         SpecificationError: an unknown activation.
-
     """
     shape = tuple(input_shape)
     if len(shape) != 3 or min(shape[1:]) < 4:

@@ -14,7 +14,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Raises:
         ModelError: names or shapes that are not the model's.
-
     """
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):

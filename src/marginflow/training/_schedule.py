@@ -14,7 +14,6 @@ def log_spaced(last: int, per_decade: int = 25) -> frozenset[int]:
 
     Raises:
         InputError: last < 0 or per_decade < 1.
-
     """
     whole("last", last, least=0)
     whole("per_decade", per_decade, least=1)

@@ -36,7 +36,6 @@ class TrainingState:
         step: completed steps (mini-batch updates).
         batch: completed batches of the running epoch.
         loss_sum, correct: running sums of the epoch, over examples.
-
     """
 
     tensors: dict[str, Tensor]
@@ -65,7 +64,6 @@ class Trainer:
 
     Raises:
         InputError: a number out of range.
-
     """
 
     def __init__(
@@ -126,7 +124,6 @@ class Trainer:
             DivergedError: NaN or infinity, with the step and the cause found.
             KeyboardInterrupt: after Ctrl-C, at the end of a step and after the callbacks
                 have been told.
-
         """
         modes = {module: module.training for module in self.model.modules()}
         devices = [self.data.x.device] if self.data.x.is_cuda else []
@@ -168,7 +165,6 @@ class Trainer:
 
         Raises:
             ModelError: the state belongs to another model.
-
         """
         weights = {
             name.removeprefix("model."): value

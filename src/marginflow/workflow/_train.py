@@ -91,7 +91,6 @@ def train(
         StorageError: the disk refuses.
         DivergedError: NaN or infinity; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
-
     """
     if isinstance(data, str):
         data = load(data)
