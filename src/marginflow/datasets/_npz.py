@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +71,13 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(
             f"{path}: expected an .npz file ({error}); save with numpy.savez(path, x=..., y=...)"
         ) from None
-    except (ValueError, EOFError, RuntimeError, MemoryError, zlib.error) as error:
-        # ValueError: pickled objects or a damaged header; RuntimeError: an encrypted member;
-        # MemoryError: a header that declares more than its member holds.
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        # Whatever NumPy and zipfile may raise on a forged file: ValueError for pickled objects,
+        # MemoryError for a header that lies, TokenError, OverflowError, zlib.error and more.
         raise DataError(
             f"{path}: the array {name!r} cannot be loaded ({error}); save plain numeric arrays "
             "with numpy.savez(path, x=..., y=...)"
         ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     return arrays

@@ -112,6 +112,7 @@ class ProgressBar(Callback):
         self.monitor = monitor
         self.progress: Progress | None = None
         self.task: TaskID | None = None
+        self.shown = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
         """Show the bar, on standard error."""
@@ -131,17 +132,23 @@ class ProgressBar(Callback):
         self.progress.start()
 
     def on_step(self, trainer: Trainer) -> None:
-        """Advance."""
-        if self.progress is not None and self.task is not None:
+        """Advance, ten times a second at most."""
+        now = time.monotonic()
+        if self.progress is not None and self.task is not None and now > self.shown + 0.1:
+            self.shown = now
             self.progress.update(self.task, completed=trainer.step)
 
     def on_epoch(self, trainer: Trainer) -> None:
-        """Advance and show the epoch's numbers."""
-        if self.progress is not None and self.task is not None:
+        """Show the epoch's numbers, ten times a second at most."""
+        now = time.monotonic()
+        if self.progress is not None and self.task is not None and now > self.shown + 0.1:
+            self.shown = now
             self.progress.update(self.task, completed=trainer.step, **self._fields(trainer))
 
     def on_end(self, trainer: Trainer) -> None:
         """Leave the last state on the screen."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=trainer.step, **self._fields(trainer))
         self.stop()
 
     def on_interrupt(self, trainer: Trainer) -> None:

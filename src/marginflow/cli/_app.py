@@ -1,0 +1,202 @@
+"""The commands and their options; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="marginflow",
+    help=(
+        "Train homogeneous networks against adversarial perturbations and measure where "
+        "training is going: normalised adversarial margins, growth, accuracies."
+    ),
+    epilog="Start here: marginflow demo --out runs/demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+_DATA = "Data set: digits:3,8, mnist:3,8, separable:n=60,d=20,margin=0.1, npz:PATH."
+_DATA_DIR = "Folder with the MNIST files (or set MARGINFLOW_DATA)."
+_MODEL = "Network: mlp:1024,64 (hidden widths), cnn, deep-linear:10,10."
+_ATTACK = "Attack trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=16/255,steps=5,step=6/255."
+_DEVICE = "Device: cpu, cuda."
+_THREADS = "CPU threads; results are the same bits only at the same number."
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from marginflow import __version__
+
+        print(f"marginflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _marginflow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: marginflow train --data digits:3,8 --model mlp:256,32 "
+    "--attack fgsm:eps=0.1 --lr 0.1 --batch-size 32 --epochs 200 --out runs/fgsm"
+)
+def train(
+    data: Annotated[str | None, typer.Option(help=_DATA)] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    attack: Annotated[str | None, typer.Option(help=_ATTACK)] = None,
+    measure_with: Annotated[
+        str | None, typer.Option(help="Attack that is measured; by default the one trained with.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="exponential, logistic or cross-entropy.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, constant (default 0.1).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per step (default: all of them).")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data (default 100).")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Heavy-ball momentum (default 0).")] = None,
+    derivative: Annotated[
+        str | None, typer.Option(help="detached (Algorithm 1) or total (through the attack).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights and batches (default 0).")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default) or float64.")] = None,
+    device: Annotated[str | None, typer.Option(help=_DEVICE)] = None,
+    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with any of these options; the command line goes before it."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory (default: a new one under runs/).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Train only; the network need not be homogeneous.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a network (Algorithm 1), measuring and recording on the way."""
+    from marginflow.cli._train import run_training
+
+    given = {
+        "data": data,
+        "model": model,
+        "attack": attack,
+        "measure_with": measure_with,
+        "loss": loss,
+        "lr": lr,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "momentum": momentum,
+        "derivative": derivative,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "data_dir": data_dir,
+        "out": out,
+    }
+    run_training(
+        {name: value for name, value in given.items() if value is not None},
+        config=config,
+        resume=resume,
+        force=force,
+        measure=not no_measure,
+        progress=not quiet,
+    )
+
+
+@app.command(
+    epilog="Example: marginflow measure runs/fgsm --attack pgd-linf:eps=0.1,steps=20 "
+    "--attack fgm:eps=0.5"
+)
+def measure(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="Attack to measure with (repeatable); by default the run's own."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 1024,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64; by default the run's own.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random starts.")] = 0,
+    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a trained network's margins and accuracies under any attacks."""
+    from marginflow.cli._read import run_measurement
+
+    run_measurement(
+        run,
+        attacks=attack or [],
+        data_spec=data,
+        data_dir=data_dir,
+        split=split,
+        batch_size=batch_size,
+        dtype=dtype,
+        seed=seed,
+        threads=threads,
+        as_json=json,
+    )
+
+
+@app.command(epilog="Example: marginflow report runs/fgsm runs/standard --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One or more run directories.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file (default: RUN/report.html).")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+) -> None:
+    """Turn runs into one self-contained HTML page."""
+    from marginflow.cli._read import run_report
+
+    run_report(runs, out=out, title=title)
+
+
+@app.command(epilog="Example: marginflow compare runs/fgsm runs/standard --out margins.pdf")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also draw them: .svg, .png, .pdf or .html.")
+    ] = None,
+) -> None:
+    """Lay several runs beside each other: a table, and a figure if asked for."""
+    from marginflow.cli._read import run_comparison
+
+    run_comparison(runs, out=out)
+
+
+@app.command(epilog="Example: marginflow demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the two runs and the report.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Train against FGSM and without it on handwritten digits; draw both margins (Figure 1)."""
+    from marginflow.cli._demo import run_demo
+
+    run_demo(out, seed=seed, force=force, progress=not quiet)

@@ -1,0 +1,133 @@
+"""``marginflow measure``, ``report`` and ``compare``: commands that read runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from marginflow._checks import choice, whole
+from marginflow.errors import InputError, RunError
+
+
+def run_measurement(
+    path: Path,
+    *,
+    attacks: Sequence[str],
+    data_spec: str | None,
+    data_dir: Path | None,
+    split: str,
+    batch_size: int,
+    dtype: str | None,
+    seed: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Print the margins of the network in ``path`` under each attack."""
+    import torch
+
+    import marginflow as mf
+    from marginflow.attacks import check_budget
+
+    choice("split", split, ("train", "test"))
+    if dtype is not None:
+        choice("dtype", dtype, ("float32", "float64"))
+    if threads is not None:
+        torch.set_num_threads(whole("--threads", threads, least=1))
+    run = mf.load_run(path)
+    specs = list(attacks) or [run.config.get("measure_with", "none")]
+    built = [mf.attacks.build(spec) for spec in specs]
+    data = mf.load(data_spec or run.config.get("data", ""), data_dir=data_dir)
+    if data_spec is None and data.fingerprint() != run.config.get("data_sha256"):
+        raise RunError(f"the data {data.name!r} are not those that the run was trained on")
+    if split == "test":
+        if data.test is None:
+            raise InputError(f"the data set {data.name!r} has no test split")
+        data = data.test
+    for attack in built:
+        check_budget(attack, data.shape, data.bounds)
+    model = run.load_model()
+    model.to(dtype=getattr(torch, dtype or run.config.get("dtype", "float32")))
+    homogeneity = mf.measure_homogeneity(model, data.x)
+    results = []
+    for attack in built:
+        margins = mf.adversarial_margins(
+            model,
+            data.x,
+            data.y,
+            attack,
+            batch_size=batch_size,
+            loss=run.config.get("loss"),
+            homogeneity=homogeneity,
+            seed=seed,
+        )
+        results.append(
+            {
+                "attack": "none" if attack is None else attack.spec,
+                "examples": len(margins.values),
+                "split": split,
+                "accuracy": margins.accuracy,
+                "normalized_margin": margins.normalized_min,
+                "normalized_margin_median": float(margins.quantiles([0.5])),
+                "normalized_margin_by_total": float(margins.normalized_by_total.min()),
+                "margin": margins.min,
+                "smoothed_margin": margins.smoothed_normalized,
+                "norm_product": margins.rho,
+                "dead_inputs": int(margins.dead_inputs.sum()),
+                "log_loss": margins.log_loss,
+            }
+        )
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    from marginflow.cli._tables import print_table
+
+    labels = {
+        "attack": "attack",
+        "accuracy": "accuracy",
+        "normalized_margin": "γ̂_m = min m/ρ",
+        "normalized_margin_median": "median m/ρ",
+        "normalized_margin_by_total": "min m/‖W‖^K",
+        "smoothed_margin": "ℓ/ρ",
+        "margin": "min m",
+        "norm_product": "ρ",
+        "dead_inputs": "dead inputs",
+        "log_loss": "ln L",
+    }
+    rows = [
+        [label, *(v if isinstance(v := r[key], str) else f"{v:.6g}" for r in results)]
+        for key, label in labels.items()
+    ]
+    print_table([f"{split}, n = {data.n}", *(f"({i})" for i in range(1, len(results) + 1))], rows)
+
+
+def run_report(paths: Sequence[Path], *, out: Path | None, title: str | None) -> None:
+    """Write the page and say where it lies."""
+    from marginflow.report import statement, write_report
+    from marginflow.runs import load_run
+
+    runs = [load_run(path) for path in paths]
+    target = out if out is not None else Path(paths[0]) / "report.html"
+    page = write_report(runs, target, title=title)
+    print(statement(runs))
+    print(f"The report lies in {page}.")
+
+
+def run_comparison(paths: Sequence[Path], *, out: Path | None) -> None:
+    """Print the table; draw the figure or write the page if ``out`` is given."""
+    from marginflow.cli._tables import print_runs
+    from marginflow.report import comparison, save_figure, statement, write_report
+    from marginflow.runs import load_run
+
+    if len(paths) < 2:
+        raise InputError("compare: expected at least two run directories, got one")
+    runs = [load_run(path) for path in paths]
+    if out is not None:
+        if out.suffix == ".html":
+            write_report(runs, out)
+        else:
+            save_figure(comparison(runs), out)
+    print(statement(runs))
+    print_runs(runs)
+    if out is not None:
+        print(f"drawn in {out}")

@@ -1,0 +1,150 @@
+"""``marginflow train``."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from marginflow._checks import unknown, whole
+from marginflow.errors import InputError, RunError
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "data": str,
+    "model": str,
+    "attack": str,
+    "measure_with": str,
+    "loss": str,
+    "lr": (int, float),
+    "batch_size": int,
+    "epochs": int,
+    "momentum": (int, float),
+    "derivative": str,
+    "seed": int,
+    "dtype": str,
+    "device": str,
+    "threads": int,
+    "data_dir": str,
+    "out": str,
+}
+_STORED = (
+    "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
+    "derivative", "seed", "dtype", "device",
+)  # fmt: skip
+
+
+def run_training(
+    given: Mapping[str, Any],
+    *,
+    config: Path | None,
+    resume: bool,
+    force: bool,
+    measure: bool,
+    progress: bool,
+) -> None:
+    """Train as ``given`` (the options named on the command line) and ``config`` say."""
+    options = {**_read_config(config), **given}
+    schedule = None
+    if resume:
+        if "out" not in options:
+            raise InputError("--resume needs --out RUN, the run directory to continue")
+        stored = _stored_options(Path(options["out"]))
+        measure, schedule = stored.pop("measure"), stored.pop("schedule")
+        options = {**stored, **options}
+    for name, example in [("data", "digits:3,8"), ("model", "mlp:256,32")]:
+        if name not in options:
+            raise InputError(f"--{name} is missing; for example --{name} {example}")
+
+    import torch
+
+    import marginflow as mf
+
+    if "threads" in options:
+        torch.set_num_threads(whole("--threads", options.pop("threads"), least=1))
+    data_dir = options.pop("data_dir", None)
+    data = mf.load(options.pop("data"), data_dir=data_dir)
+    options.setdefault("dtype", "float32")
+    if "out" not in options:
+        options["out"] = _free_name(data.name, options.get("attack", "none"))
+    started = time.monotonic()
+    try:
+        run = mf.train(
+            options.pop("model"),
+            data,
+            **options,
+            measure=measure,
+            schedule=schedule,
+            resume=resume,
+            force=force,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        if (Path(options["out"]) / "run.json").exists():
+            print(
+                f"\na checkpoint is written; continue with: marginflow train --resume "
+                f"--out {options['out']}",
+                file=sys.stderr,
+            )
+        raise
+    seconds = time.monotonic() - started
+    print(f"{run.config['epochs']} epochs in {seconds:.1f} s; the run is in {run.path}")
+    if run.metrics:
+        from marginflow.cli._tables import print_runs
+
+        print_runs([run])
+        print(f"next: marginflow report {run.path}")
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"--config: cannot read {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config: {str(path)!r} is no TOML file: {error}") from None
+    options = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in _TYPES:
+            raise unknown("option in --config", key, _TYPES)
+        if isinstance(value, bool) or not isinstance(value, _TYPES[name]):
+            raise InputError(f"--config: {key}: got {value!r} of the wrong type")
+        options[name] = value
+    return options
+
+
+def _stored_options(path: Path) -> dict[str, Any]:
+    """The options under which the run in ``path`` was started."""
+    from marginflow.runs import RunDirectory
+
+    config = RunDirectory(path).read_config()
+    if config.get("kind") != "train":
+        raise RunError(f"{str(path)!r} is not a training run")
+    if not config.get("model"):
+        raise RunError(
+            f"the run in {str(path)!r} trained a model of its own kind; resume it from Python with "
+            "mf.train(model, …, resume=True)"
+        )
+    try:
+        stored = {name: config[name] for name in _STORED}
+        stored["model"] = config["model_spec"]
+        stored["measure"], stored["schedule"] = config["measure"], config["schedule"]
+    except KeyError as error:
+        raise RunError(f"the run.json in {str(path)!r} lacks {error}") from None
+    return stored
+
+
+def _free_name(data: str, attack: str) -> Path:
+    """A new folder under ``runs/`` that says what is in it."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{data} {attack.partition(':')[0]}".lower()).strip("-")
+    number = 1
+    while (path := Path("runs") / f"{words}-{number:03d}").exists():
+        number += 1
+    return path
