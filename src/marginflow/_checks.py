@@ -25,7 +25,10 @@ def real(name: str, value: object, *, least: float = -math.inf, above: float = -
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{name}: expected a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer above 1e308
+        number = math.inf
     if not math.isfinite(number):
         raise InputError(f"{name}: expected a finite number, got {value!r}")
     if number < least:

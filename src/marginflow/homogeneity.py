@@ -79,7 +79,7 @@ class Homogeneity:
     def norm_product(self, model: nn.Module) -> float:
         """``ρ = Π ρ_k^{c_k}``."""
         norms: list[float] = self.norms(model).tolist()
-        powers = [math.pow(norm, c) for norm, c in zip(norms, self.degrees, strict=True)]
+        powers = [power(norm, c) for norm, c in zip(norms, self.degrees, strict=True)]
         return math.prod(powers)
 
     def total_norm(self, model: nn.Module) -> float:
@@ -116,7 +116,8 @@ def measure_homogeneity(
     if not named:
         raise ModelError("the model has no trainable parameter; nothing to measure")
     # One fork around all evaluations: they draw on from each other, so randomness shows.
-    devices = [x.device] if isinstance(x, Tensor) and x.is_cuda else []
+    device = next(iter(named.values())).device
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         probe = _Probe(model, x)
         members = _groups(named, groups, probe)
@@ -146,6 +147,14 @@ def normalized_network(model: nn.Module, homogeneity: Homogeneity) -> nn.Module:
     return normalized
 
 
+def power(norm: float, degree: float) -> float:
+    """``norm^degree``, infinite where it overflows."""
+    try:
+        return math.pow(norm, degree)
+    except OverflowError:
+        return math.inf
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode inside the block, each as it was afterwards."""
@@ -173,7 +182,10 @@ class _Probe:
             name: b.detach().double() if b.is_floating_point() else b.detach().clone()
             for name, b in model.named_buffers()
         }
-        self.x = _probe_inputs(x, generator)
+        # By identity, for a tensor that several modules share bears the name of the first only.
+        self.values = {id(p): self.parameters[name] for name, p in model.named_parameters()}
+        self.values |= {id(b): self.buffers[name] for name, b in model.named_buffers()}
+        self.x = _probe_inputs(x, generator).to(next(iter(self.parameters.values())).device)
         self.outputs = self(self.parameters)
         if not torch.equal(self.outputs, self(self.parameters)):
             random = [n for n, m in model.named_modules() if "dropout" in type(m).__name__.lower()]
@@ -214,18 +226,15 @@ class _Probe:
             lambda a: self({n: p * a if n in members else p for n, p in self.parameters.items()}),
         )
 
-    def calls(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
-        """The leaf modules in the order in which they run, each with its input."""
-        seen: list[tuple[str, nn.Module, Tensor]] = []
+    def calls(self) -> Iterator[tuple[str, nn.Module, _Arguments]]:
+        """The leaf modules in the order in which they run, each with its arguments."""
+        seen: list[tuple[str, nn.Module, _Arguments]] = []
 
         def record(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-            def hook(_: nn.Module, args: tuple[object, ...]) -> None:
-                if args and isinstance(args[0], Tensor):
-                    seen.append(
-                        (name, module, args[0].clone())
-                    )  # a later in-place module may overwrite it
+            def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+                seen.append((name, module, _Arguments(args, kwargs).scaled(1.0)))
 
-            return module.register_forward_pre_hook(hook)
+            return module.register_forward_pre_hook(hook, with_kwargs=True)
 
         handles = [
             record(n, m)
@@ -239,28 +248,49 @@ class _Probe:
                 handle.remove()
         yield from seen
 
-    def input_degree(self, name: str, module: nn.Module, x: Tensor) -> float | None:
+    def input_degree(self, module: nn.Module, arguments: _Arguments) -> float | None:
         """Q > 0 with ``module(a x) = a^q module(x)``, or None."""
-        prefix = f"{name}." if name else ""
-        state = {
-            key.removeprefix(prefix): value.clone()
-            for key, value in {**self.parameters, **self.buffers}.items()
-            if key.startswith(prefix)
-        }
+        state = {n: self.values[id(p)] for n, p in module.named_parameters()}
+        state |= {n: self.values[id(b)] for n, b in module.named_buffers()}
 
         def call(a: float) -> Tensor:
-            fresh = {key: value.clone() for key, value in state.items()}
+            fresh = {name: value.clone() for name, value in state.items()}
+            given = arguments.scaled(a)
             with torch.no_grad():
-                return torch.as_tensor(functional_call(module, fresh, (x * a,)))
+                outputs = functional_call(module, fresh, given.args, given.kwargs)
+            parts = outputs if isinstance(outputs, tuple | list) else [outputs]
+            return torch.cat([p.reshape(-1) for p in parts if isinstance(p, Tensor)])
 
         return _degree(call(1.0), call)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """What a module was called with."""
+
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+
+    def scaled(self, a: float) -> _Arguments:
+        """The arguments with every floating tensor multiplied by a, in copies of their own."""
+
+        def scale(value: object) -> object:
+            # Always a copy: a later in-place module may overwrite the original.
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value * a if floating else value
+
+        return _Arguments(
+            tuple(map(scale, self.args)), {k: scale(v) for k, v in self.kwargs.items()}
+        )
 
 
 def _degree(base: Tensor, scaled: Callable[[float], Tensor]) -> float | None:
     if not bool(base.any()):
         return None
-    square = float((base * base).sum())
-    ratio = float((scaled(2.0) * base).sum()) / square
+    size = float(base.abs().max())
+    # In units of the largest output: the squares of very small or large ones are not numbers.
+    unit = base / size
+    ratio = float((scaled(2.0) / size * unit).sum()) / float((unit * unit).sum())
     if not math.isfinite(ratio) or ratio <= 0:
         return None
     degree = math.log2(ratio)
@@ -268,7 +298,6 @@ def _degree(base: Tensor, scaled: Callable[[float], Tensor]) -> float | None:
         degree = round(degree)
     if degree <= 1e-6:
         return None
-    size = float(base.abs().max())
     for a in _SCALES:
         if float((scaled(a) - a**degree * base).abs().max()) > _TOLERANCE * size * max(
             1.0, a**degree
@@ -289,7 +318,8 @@ def _probe_inputs(x: Tensor, generator: torch.Generator) -> Tensor:
     x = x[:_PROBES].detach().double()
     # Gaussian probes beside the data: data of one sign leaves some units dead.
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
-    return torch.cat([x, noise * x.abs().max().clamp(min=1e-300)])
+    size = x.abs().max()
+    return torch.cat([x, noise * torch.where(size > 0, size, torch.ones_like(size))])
 
 
 def _groups(
@@ -323,13 +353,13 @@ def _first_module(named: Mapping[str, Tensor], probe: _Probe) -> tuple[str, ...]
 def _refusal(probe: _Probe, failing: Sequence[tuple[str, ...]]) -> NotHomogeneousError:
     """The error for groups that failed, blaming the module or parameter that breaks the law."""
     met_weights = False
-    for name, module, x in probe.calls():
+    for name, module, arguments in probe.calls():
         own = dict(module.named_parameters())
         if not met_weights:
             # Ahead of the first weights nothing is scaled, so nothing can break.
             met_weights = bool(own)
             continue
-        if probe.input_degree(name, module, x) is not None:
+        if probe.input_degree(module, arguments) is not None:
             continue
         kind = type(module).__name__
         if "bias" in own and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):

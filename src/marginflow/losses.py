@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from marginflow._checks import unknown
-from marginflow._logmath import log_mean_exp, log_softplus_neg
+from marginflow._logmath import greatest, log_mean_exp, log_softplus_neg
 from marginflow.errors import DataError, InputError
 
 
@@ -30,6 +30,8 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
     Raises:
         DataError: labels or shapes that do not match.
     """
+    if y.ndim != 1:
+        raise DataError(f"labels: expected shape (n,), got {tuple(y.shape)}")
     if outputs.ndim not in (1, 2) or outputs.shape[0] != y.shape[0]:
         raise DataError(
             f"outputs: expected shape (n,), (n, 1) or (n, C) for n = {y.shape[0]} labels, "
@@ -43,6 +45,8 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
                 "output per class and use cross-entropy"
             )
         return True
+    if y.dtype != torch.int64:
+        raise DataError(f"labels: expected class numbers of torch.int64, got {y.dtype}; y.long()")
     if not bool(((y >= 0) & (y < outputs.shape[1])).all()):
         raise DataError(
             f"labels: expected 0 … {outputs.shape[1] - 1} for a network with "
@@ -118,7 +122,9 @@ class Loss(ABC):
 
         For the exponential loss the w_i are softmax(−z). Shape (n,).
         """
-        return self.log_slopes(z) - torch.logsumexp(self.log_values(z), dim=0)
+        values = self.log_values(z)
+        top = greatest(values, dim=0)
+        return (self.log_slopes(z) - top) - torch.logsumexp(values - top, dim=0)
 
 
 class Exponential(Loss):
@@ -176,7 +182,8 @@ class CrossEntropy(Logistic):
             )
         true = outputs.gather(1, y.unsqueeze(1)).squeeze(1)
         others = outputs.scatter(1, y.unsqueeze(1), -torch.inf)
-        return true - torch.logsumexp(others, dim=1)
+        top = greatest(others, dim=1, keepdim=True)
+        return (true - top.squeeze(1)) - torch.logsumexp(others - top, dim=1)
 
 
 _LOSSES: dict[str, type[Loss]] = {c.name: c for c in (Exponential, Logistic, CrossEntropy)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from marginflow._checks import whole
 from marginflow.attacks import Attack
 from marginflow.errors import DataError, InputError, ModelError
-from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity
+from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity, power
 from marginflow.losses import Loss, get_loss, margins_of
 
 
@@ -44,7 +44,7 @@ class Margins:
     @property
     def normalized_by_total(self) -> Tensor:
         """``m_i / ‖W‖^K``, (n,), the normalisation of Lyu & Li."""
-        return self.values / math.pow(self._required(self.total_norm), self._required(self.order))
+        return self.values / power(self._required(self.total_norm), self._required(self.order))
 
     @property
     def min(self) -> float:
@@ -131,8 +131,10 @@ def adversarial_margins(
     whole("batch_size", batch_size, least=1)
     if x.ndim == 0 or x.shape[0] == 0:
         raise DataError("expected at least one example, got none")
-    if x.shape[0] != y.shape[0]:
-        raise DataError(f"expected as many labels as examples, got {y.shape[0]} for {x.shape[0]}")
+    if y.shape != x.shape[:1]:
+        raise DataError(
+            f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
+        )
     if normalize and homogeneity is None:
         homogeneity = measure_homogeneity(model, x)
     scorer = None if loss is None else get_loss(loss)

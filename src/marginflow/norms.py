@@ -108,10 +108,12 @@ def dual_vector(g: Tensor, p: float) -> Tensor:
         direction = safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True)
     else:
         q = dual_exponent(p)
-        size = torch.linalg.vector_norm(safe, ord=q, dim=1, keepdim=True)
+        # In units of the largest: for p near 1 (q in the hundreds) all |g|^q would underflow.
+        size = safe.abs() / safe.detach().abs().amax(dim=1, keepdim=True)
+        total = (size**q).sum(dim=1, keepdim=True)
         # Zero coordinates take no part: the derivative of |g|^{q−1} there is infinite for q < 2.
-        magnitude = torch.where(safe == 0, torch.ones_like(safe), safe.abs()) / size
-        direction = torch.sgn(safe) * magnitude ** (q - 1)
+        size = torch.where(safe == 0, torch.ones_like(size), size)
+        direction = torch.sgn(safe) * size ** (q - 1) / total ** (1 / p)
     return torch.where(dead, torch.zeros_like(direction), direction).reshape(g.shape)
 
 

@@ -69,7 +69,11 @@ class Attack(ABC):
         object.__setattr__(self, "p", as_exponent(self.p))
         choice("objective", self.objective, ("margin", "loss"))
         if self.bounds is not None:
-            low, high = (real("bounds", bound) for bound in self.bounds)
+            try:
+                low, high = self.bounds
+            except (TypeError, ValueError):
+                raise InputError(f"bounds: expected (low, high), got {self.bounds!r}") from None
+            low, high = real("bounds", low), real("bounds", high)
             if not low < high:
                 raise InputError(f"bounds: expected low < high, got {low:g} and {high:g}")
             object.__setattr__(self, "bounds", (low, high))
@@ -135,7 +139,7 @@ class Attack(ABC):
                 f"{self.name} with a random start needs generator=torch.Generator().manual_seed(…)"
             )
         x = x.detach()
-        if x.ndim == 0 or x.shape[0] != y.shape[0]:
+        if x.ndim == 0 or y.shape != x.shape[:1]:
             raise DataError(
                 f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
             )
@@ -157,7 +161,12 @@ class Attack(ABC):
         delta = project(delta, self.p, self.eps)
         if self.bounds is not None:
             # For x in the bounds both limits have 0 between them: |δ| only shrinks.
-            delta = torch.minimum(torch.maximum(delta, self.bounds[0] - x), self.bounds[1] - x)
+            low, high = (x.new_tensor(bound) for bound in self.bounds)
+            delta = torch.minimum(torch.maximum(delta, low - x), high - x)
+            # x + (bound − x) may round to the far side of the bound; one ulp of δ brings it back.
+            moved = x + delta.detach()
+            back = torch.nextafter(delta.detach(), torch.zeros_like(x))
+            delta = torch.where((moved < low) | (moved > high), back, delta)
         return delta
 
     def _spec_parts(self) -> list[str]:
@@ -211,11 +220,15 @@ class Query:
             one = outputs.ndim == 1 or outputs.shape[1] == 1
             loss = get_loss("logistic" if one else "cross-entropy")
             value = -loss.values(loss.scores(outputs, self.y))
-        if not value.requires_grad:
+        gradient: Tensor | None = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                value.sum(), z, create_graph=self.total, allow_unused=True
+            )
+        if gradient is None:
             raise ModelError(
                 "the model's outputs do not depend on its inputs; there is nothing to attack"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=self.total)
         return gradient
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,15 @@ def _exact_linear(spec: Spec) -> Attack:
 def _finite_set(spec: Spec) -> Attack:
     path = Path(spec.rest)
     try:
-        deltas = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            deltas = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"finite-set: cannot read perturbations from {str(path)!r}: {error}"
         ) from None
-    if not isinstance(deltas, np.ndarray):
-        raise InputError(f"finite-set: expected one .npy array in {str(path)!r}")
-    return FiniteSet(torch.as_tensor(deltas))
+    if not isinstance(deltas, np.ndarray) or deltas.dtype.kind != "f":
+        raise InputError(f"finite-set: expected one .npy array of floats in {str(path)!r}")
+    return FiniteSet(torch.as_tensor(deltas.astype(np.float64)))
 
 
 def _none(spec: Spec) -> Attack | None:

@@ -146,10 +146,12 @@ def _linear_map(query: Query) -> Tensor:
     ]
     weights = torch.cat(rows)
     with torch.no_grad():
-        expected = flat(x) @ flat(weights).T
-        found = query.outputs(x).reshape(x.shape[0], -1)
+        # And its mirror image: a few data, or one image of zeros, prove nothing.
+        points = torch.cat([x, -probe])
+        expected = flat(points) @ flat(weights).T
+        found = query.outputs(points).reshape(points.shape[0], -1)
         tolerance = 1e-9 if x.dtype == torch.float64 else 1e-4
-        size = per_example_norm(x, 2).max() * per_example_norm(weights, 2).max()
+        size = per_example_norm(points, 2).max() * per_example_norm(weights, 2).max()
         if bool((found - expected).abs().max() > tolerance * size):
             raise ModelError(
                 "ExactLinear applies to networks that are linear in their input only; this one is not. "

@@ -23,7 +23,9 @@ app = typer.Typer(
 _DATA = "Data set: digits:3,8, mnist:3,8, separable:n=60,d=20,margin=0.1, npz:PATH."
 _DATA_DIR = "Folder with the MNIST files (or set MARGINFLOW_DATA)."
 _MODEL = "Network: mlp:1024,64 (hidden widths), cnn, deep-linear:10,10."
-_ATTACK = "Attack trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=16/255,steps=5,step=6/255."
+_ATTACK = (
+    "Trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=16/255,steps=5,step=6/255."
+)
 _DEVICE = "Device: cpu, cuda."
 _THREADS = "CPU threads; results are the same bits only at the same number."
 

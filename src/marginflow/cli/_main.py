@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from marginflow.cli._app import app
@@ -23,23 +24,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 1
     except MarginflowError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except BrokenPipeError:
         # The reader (head, less) has gone: nothing more to say.
         sys.stderr.close()
         return 0
     except MemoryError:
-        print("error: out of memory; try a smaller --batch-size", file=sys.stderr)
+        _complain("out of memory; try a smaller --batch-size")
         return 2
     except Exception as error:
         # The parser's own errors differ between versions of typer; all can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        _complain(error.format_message())
         print("try: marginflow --help, or marginflow COMMAND --help", file=sys.stderr)
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _complain(message: object) -> None:
+    """Print an error; on a terminal its lines break between words."""
+    text = f"error: {message}"
+    if sys.stderr.isatty():
+        text = textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr)

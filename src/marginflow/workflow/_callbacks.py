@@ -27,8 +27,8 @@ class Measuring(Callback):
         self.epochs = frozenset(epochs) | {last}
 
     def on_start(self, trainer: Trainer) -> None:
-        """Measure the initial weights, unless the run resumes later on."""
-        if trainer.step == 0 and 0 in self.epochs:
+        """Measure the initial weights, unless a run that resumes has that measurement."""
+        if trainer.step == 0 and 0 in self.epochs and not self.monitor.records:
             self.monitor.measure(0, epoch=0, epoch_loss=None, epoch_accuracy=None)
 
     def on_epoch(self, trainer: Trainer) -> None:

@@ -226,8 +226,10 @@ def _open_directory(
 
 def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuse to continue a run under other settings; only ``epochs`` may change."""
+    # The layers follow from the model and the weights, which the checkpoint checks.
+    free = ("epochs", "layers")
     differing = [
-        key for key, value in config.items() if key != "epochs" and stored.get(key) != value
+        key for key, value in config.items() if key not in free and stored.get(key) != value
     ]
     if differing:
         changes = "; ".join(

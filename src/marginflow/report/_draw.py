@@ -1,0 +1,277 @@
+"""Figures from their data, with matplotlib. Nothing here touches pyplot or leaves settings behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marginflow._checks import real
+from marginflow.errors import InputError, StorageError
+from marginflow.experiments import Curve, FigureData, Panel
+from marginflow.report._axes import finite, label_text, percent_limits, set_scales, unit_exponent
+from marginflow.report._text import margin_unit
+from marginflow.report._theme import Theme, ThemeName, theme_named
+from marginflow.runs import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FORMATS = {".pdf": "pdf", ".png": "png", ".svg": "svg"}
+_FONT = 9.0
+_ROW = 0.2  # inches of a line of the legend
+_SETTINGS = {
+    "axes.axisbelow": True,
+    "axes.labelsize": _FONT,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": _FONT + 1,
+    "axes.titleweight": "bold",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": _FONT,
+    "legend.fontsize": _FONT,
+    "mathtext.fontset": "dejavusans",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "marginflow",
+    "xtick.labelsize": _FONT,
+    "ytick.labelsize": _FONT,
+}
+
+
+def draw(figure: FigureData, *, width_inches: float = 9.0, theme: ThemeName = "light") -> Figure:
+    """Draw ``figure``: its title, its panels with a legend under each, its statement and notes.
+
+    All text is taken literally, except that symbols such as γ̂_m and ρ_k are set as symbols. Axes of
+    very small or large numbers say their unit in the label (``×10⁻³``). On a symlog axis of
+    epochs, epoch 0 stands half a decade before epoch 1. An empty title, statement
+    or list of notes leaves no gap.
+
+    Args:
+        figure: what to draw; at least one panel.
+        width_inches: width of the figure, which also decides the number of columns.
+        theme: ``light`` or ``dark``; colours for all kinds of colour vision.
+
+    Returns:
+        a figure that belongs to no window, for :func:`save_figure` or a notebook.
+
+    Raises:
+        InputError: no panels, curves whose x and y differ in length, a width below 2 inches.
+        SpecificationError: an unknown theme.
+    """
+    real("width_inches", width_inches, least=2.0)
+    colors = theme_named(theme)
+    if not figure.panels:
+        raise InputError(f"the figure {figure.name!r} has no panels to draw")
+    for panel in figure.panels:
+        for curve in panel.curves:
+            _check(panel, curve)
+    with _settings(colors):
+        return _drawn(figure, width_inches, colors)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write ``figure`` as SVG, PNG or PDF, by the suffix of ``path``; the folder is made if needed.
+
+    The same figure gives the same bytes. Text in SVG is drawn as paths, so it looks the
+    same everywhere.
+
+    Raises:
+        InputError: another suffix.
+        StorageError: the file system refuses; an old file is then untouched.
+    """
+    path = Path(path)
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(
+            f"{str(path)!r}: expected a file name that ends in {', '.join(sorted(_FORMATS))}"
+        )
+    content = rendered(figure, kind)
+    make_folder(path.parent)
+    write_atomically(path, content)
+    return path
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """``figure`` in the format ``svg``, ``png`` or ``pdf``, without the date of drawing."""
+    import matplotlib
+
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "marginflow", "svg.fonttype": "path"}):
+        figure.savefig(
+            buffer, format=kind, dpi=200, metadata=dates[kind], facecolor=figure.get_facecolor()
+        )
+    return buffer.getvalue()
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and its parents.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _settings(colors: Theme) -> Iterator[None]:
+    """Our settings on matplotlib's defaults, whatever the user's own; restored afterwards."""
+    import matplotlib
+
+    ink = dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"),
+        colors.ink,
+    )
+    paper = {"figure.facecolor": colors.paper, "axes.facecolor": colors.paper}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS | ink | paper | {"grid.color": colors.grid})
+        yield
+
+
+def _check(panel: Panel, curve: Curve) -> None:
+    sizes = {len(curve.x), len(curve.y)} | {len(b) for b in (curve.low, curve.high) if len(b)}
+    if len(sizes) > 1 or bool(len(curve.low)) != bool(len(curve.high)):
+        raise InputError(
+            f"the curve {curve.label!r} of {panel.title!r}: expected x, y, low and high of one "
+            f"length, got {len(curve.x)}, {len(curve.y)}, {len(curve.low)} and {len(curve.high)}"
+        )
+
+
+def _drawn(figure: FigureData, width: float, colors: Theme) -> Figure:
+    from matplotlib.figure import Figure as Canvas
+
+    columns = _columns(len(figure.panels), width)
+    rows = -(-len(figure.panels) // columns)
+    breadth = width / columns
+    legends = [_legend_labels(panel, breadth) for panel in figure.panels]
+    notes = [
+        line
+        for note in (figure.statement, *figure.notes)
+        for line in _wrapped(note, width, _FONT - 1)
+    ]
+    title = _wrapped(figure.title, width, _FONT + 3)
+    heights = []
+    for row in range(rows):
+        cells = range(row * columns, min((row + 1) * columns, len(figure.panels)))
+        lines = max(sum(1 + label.count("\n") for label in legends[k]) for k in cells)
+        titled = any(figure.panels[k].title for k in cells)
+        heights.append(min(2.6, 0.6 * breadth) + 0.55 + 0.25 * titled + _ROW * lines)
+    canvas = Canvas(
+        figsize=(width, sum(heights) + 0.24 * len(title) + 0.16 * len(notes)),
+        layout="constrained",
+    )
+    axes = canvas.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
+    for k, panel in enumerate(figure.panels):
+        _draw_panel(axes[k], panel, legends[k], colors)
+    for empty in axes[len(figure.panels) :]:
+        empty.set_axis_off()
+    # Left-aligned titles and notes; constrained layout keeps room for these two texts only.
+    if title:
+        canvas.suptitle("\n".join(title), x=0.01, ha="left", fontsize=_FONT + 3, fontweight="bold")
+    if notes:
+        canvas.supxlabel(
+            "\n".join(notes), x=0.01, ha="left", fontsize=_FONT - 1, color=colors.muted
+        )
+    return canvas
+
+
+def _columns(panels: int, width: float) -> int:
+    """As many columns as leave three inches a panel, without a ragged 3 + 1."""
+    most = max(1, int(width // 2.9))
+    if panels <= min(most, 3):
+        return panels
+    return 2 if most == 2 or (most > 2 and panels == 4) else min(most, 3)
+
+
+def _wrapped(text: str, width: float, size: float) -> list[str]:
+    """Lines of ``text`` that fit into ``width`` inches; DejaVu Sans is about 0.56 em a letter."""
+    limit = max(12, int(width * 72 / (0.56 * size)))
+    return [label_text(line) for line in textwrap.wrap(text, limit)]
+
+
+def _legend_labels(panel: Panel, breadth: float) -> list[str]:
+    """The legend's entries, wrapped to the panel; a single curve without a name needs none."""
+    return [
+        "\n".join(_wrapped(curve.label, breadth - 0.9, _FONT))
+        for curve in panel.curves
+        if curve.label
+    ]
+
+
+def _draw_panel(axes: Axes, panel: Panel, legend: Sequence[str], colors: Theme) -> None:
+    drawn = [v for c in panel.curves for part in (c.y, c.low, c.high) for v in finite(part)]
+    xs = [x for curve in panel.curves for x in finite(curve.x)]
+    x_exponent = unit_exponent(xs, panel.xscale)
+    y_exponent = unit_exponent(drawn, panel.yscale)
+    x_unit, y_unit = 10.0**-x_exponent, 10.0**-y_exponent
+    handles = []
+    for order, curve in enumerate(panel.curves):
+        x = [v * x_unit for v in finite(curve.x)]
+        y, low, high = ([v * y_unit for v in finite(p)] for p in (curve.y, curve.low, curve.high))
+        color = colors.palette[curve.color % len(colors.palette)]
+        # Past the end of the palette the colours come again, with another stroke.
+        again = curve.color // len(colors.palette) % 2 == 1
+        style = ((0, (4, 1.8)), (0, (6, 1.5, 1, 1.5))) if curve.dashed else ("-", (0, (1, 1)))
+        if low:
+            axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0, zorder=2)
+        (line,) = axes.plot(x, y, color=color, linestyle=style[again], zorder=3 + order / 100)
+        line.set_linewidth(1.7)
+        line.set_marker("o")
+        line.set_markersize(3.5)
+        line.set_markevery(_isolated(x, y))
+        if curve.label:
+            handles.append(line)
+    set_scales(axes, panel, [v * x_unit for v in xs], [v * y_unit for v in drawn])
+    if panel.ylabel.rstrip().endswith(("%", "(%)")):
+        percent_limits(axes, drawn)
+    axes.set_title(label_text(panel.title))
+    axes.set_xlabel(label_text(panel.xlabel + margin_unit(x_exponent)))
+    axes.set_ylabel(label_text(panel.ylabel + margin_unit(y_exponent)))
+    axes.grid(True, linewidth=0.7)
+    axes.tick_params(length=3)
+    if handles:
+        _place_legend(axes, handles, legend)
+
+
+def _place_legend(axes: Axes, handles: Sequence[object], labels: Sequence[str]) -> None:
+    """Under the axes, where no curve is; side by side where the entries are short."""
+    breadth = axes.get_figure().get_size_inches()[0]  # type: ignore[union-attr]
+    columns = axes.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    letters = max(len(part) for label in labels for part in label.split("\n"))
+    fitting = int((breadth / columns - 0.6) / (0.55 + letters * 0.56 * _FONT / 72))
+    axes.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        borderaxespad=4.2,
+        borderpad=0,
+        frameon=False,
+        ncols=max(1, min(len(labels), fitting)),
+        handlelength=2.4,
+        columnspacing=1.6,
+    )
+
+
+def _isolated(x: Sequence[float], y: Sequence[float]) -> list[int]:
+    """Points with a gap on both sides, which a line without markers would not show."""
+    there = [
+        False,
+        *(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True)),
+        False,
+    ]
+    return [
+        k - 1 for k in range(1, len(there) - 1) if there[k] and not (there[k - 1] or there[k + 1])
+    ]

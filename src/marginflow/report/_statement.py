@@ -1,0 +1,268 @@
+"""What the runs say, in one sentence with its numbers, and what has to be said beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from marginflow.report._text import (
+    attack_words,
+    check_runs,
+    epoch_of,
+    format_count,
+    format_margin,
+    format_percent,
+    margin_exponent,
+    number,
+    run_names,
+    times_power_of_ten,
+)
+from marginflow.runs import Run
+
+
+def statement(runs: Sequence[Run]) -> str:
+    """One plain sentence with the final numbers of one run, or of several beside each other.
+
+    Runs that were measured under different perturbations or on different data are told
+    of one by one, and the sentence says that they do not compare.
+
+    Raises:
+        InputError: no runs.
+        RunError: a run without measurements.
+    """
+    check_runs(runs)
+    if len(runs) == 1:
+        return _single(runs[0])
+    obstacle = _obstacle(runs)
+    if obstacle:
+        return _apart(runs, obstacle)
+    if len(runs) == 2 and [is_standard(run) for run in runs].count(True) == 1:
+        return _adversarial_against_standard(runs)
+    return _ranked(runs)
+
+
+def question(runs: Sequence[Run]) -> str:
+    """The question that :func:`statement` answers."""
+    if len(runs) == 1:
+        if unperturbed(runs[0]):
+            return "How large is the normalised margin at the end, and how many examples are right?"
+        return (
+            f"How large is the normalised margin under {measured_words(runs[0])} at the end, and "
+            "how many perturbed examples are still right?"
+        )
+    if _obstacle(runs):
+        return "What did each of these runs reach?"
+    if len(runs) == 2 and [is_standard(run) for run in runs].count(True) == 1:
+        return (
+            "Does adversarial training end with a larger normalised margin than standard training?"
+        )
+    return "Which of these runs ends with the largest normalised margin?"
+
+
+def default_title(runs: Sequence[Run]) -> str:
+    """``fgsm: trained against FGSM, ε = 0.1``, or the names of the runs that are compared."""
+    names = run_names(runs)
+    if len(runs) == 1:
+        how = attack_words(runs[0].config.get("attack"))
+        trained = "standard training" if is_standard(runs[0]) else f"trained against {how}"
+        return f"{names[0]}: {trained}"
+    if len(runs) > 3:
+        return f"{len(runs)} runs compared"
+    return f"{', '.join(names[:-1])} and {names[-1]} compared"
+
+
+def setting(runs: Sequence[Run]) -> str:
+    """``n = 286, seed 0``, once for all runs where it is the same, else run by run."""
+    each = [f"n = {_known(run, 'examples')}, seed {_known(run, 'seed')}" for run in runs]
+    if len(set(each)) == 1:
+        return each[0]
+    return "; ".join(f"{name}: {text}" for name, text in zip(run_names(runs), each, strict=True))
+
+
+def caveats(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What a reader has to know before comparing, or believing, the numbers; often nothing."""
+    names = run_names(runs)
+    notes = []
+    if len({measured_words(run) for run in runs}) > 1:
+        listed = _listed((name, measured_words(run)) for name, run in zip(names, runs, strict=True))
+        notes.append(
+            f"The runs are measured under different perturbations ({listed}): their margins, "
+            "adversarial accuracies and losses do not compare."
+        )
+    if len({_data_key(run) for run in runs}) > 1:
+        listed = _listed((name, _known(run, "data")) for name, run in zip(names, runs, strict=True))
+        notes.append(f"The runs are trained and measured on different data ({listed}).")
+    if len({str(run.config.get("model") or _known(run, "model_spec")) for run in runs}) > 1:
+        listed = _listed(
+            (name, _known(run, "model_spec")) for name, run in zip(names, runs, strict=True)
+        )
+        notes.append(
+            f"The networks differ ({listed}): normalised margins compare within one architecture."
+        )
+    if len({_known(run, "loss") for run in runs}) > 1:
+        listed = _listed((name, _known(run, "loss")) for name, run in zip(names, runs, strict=True))
+        notes.append(f"The losses differ ({listed}): ln L compares within one loss.")
+    for name, run in zip(names, runs, strict=True):
+        notes += _own_caveats(name, run)
+    return tuple(notes)
+
+
+def is_standard(run: Run) -> bool:
+    """Whether the run trained on unperturbed examples."""
+    return run.config.get("attack") in (None, "none")
+
+
+def unperturbed(run: Run) -> bool:
+    """Whether the margins of the run are those of unperturbed examples."""
+    return run.config.get("measure_with") in (None, "none")
+
+
+def measured_words(run: Run) -> str:
+    """The perturbation of the measured margins, in words."""
+    return "no perturbation" if unperturbed(run) else attack_words(run.config["measure_with"])
+
+
+def _own_caveats(name: str, run: Run) -> list[str]:
+    notes = []
+    planned, reached = number(run.config, "epochs"), number(run.final, "epoch")
+    if planned is not None and reached is not None and reached < planned:
+        notes.append(
+            f"{name} is not finished: {format_count(reached)} of {format_count(planned)} epochs."
+        )
+    if dead := number(run.final, "dead_inputs"):
+        notes.append(
+            f"{name}: the gradient vanishes at {format_count(dead)} training examples, which the "
+            "attack therefore leaves as they are."
+        )
+    if "objective=loss" in str(run.config.get("measure_with")):
+        notes.append(
+            f"{name} is measured by an attack on the loss, not on the margin: it is not scale "
+            "invariant and grows weaker as the margins grow."
+        )
+    return notes
+
+
+def _single(run: Run) -> str:
+    final = run.final
+    margin = _margin(run, margin_exponent([number(final, "normalized_margin")]))
+    training = (
+        "Standard training"
+        if is_standard(run)
+        else f"Training against {attack_words(run.config.get('attack'))}"
+    )
+    under = (
+        "of the unperturbed training examples"
+        if unperturbed(run)
+        else "under that attack"
+        if run.config.get("measure_with") == run.config.get("attack")
+        else f"under {measured_words(run)}"
+    )
+    return (
+        f"{training} for {_epochs(run)} on {_known(run, 'data')} ({setting([run])}) ends with the "
+        f"smallest normalised margin {margin} {under}, with {_accuracies(run)} classified correctly."
+    )
+
+
+def _adversarial_against_standard(runs: Sequence[Run]) -> str:
+    names = run_names(runs)
+    first = 0 if is_standard(runs[1]) else 1
+    adversarial, standard = runs[first], runs[1 - first]
+    values = [number(run.final, "normalized_margin") for run in (adversarial, standard)]
+    exponent = margin_exponent(values)
+    a, s = values
+    if a is None or s is None:
+        verdict = "cannot be compared in its normalised margin with"
+    elif a == s:
+        verdict = "ends with the same normalised margin as"
+    else:
+        verdict = f"ends with a {'larger' if a > s else 'smaller'} normalised margin than"
+    return (
+        f"Measured under {measured_words(adversarial)}, adversarial training ({names[first]}) "
+        f"{verdict} standard training ({names[1 - first]}): {_margin(adversarial, exponent)} after "
+        f"{_epochs(adversarial)} against {_margin(standard, exponent)} after {_epochs(standard)}, "
+        f"with {_accuracies(adversarial)} against {_accuracies(standard)} classified correctly "
+        f"({_known(adversarial, 'data')}, {setting(runs)})."
+    )
+
+
+def _ranked(runs: Sequence[Run]) -> str:
+    names = run_names(runs)
+    values = [number(run.final, "normalized_margin") for run in runs]
+    exponent = margin_exponent(values)
+    order = [k for k, value in enumerate(values) if value is not None]
+    order.sort(key=lambda k: -(values[k] or 0.0))
+    where = f"({_known(runs[0], 'data')}, {setting(runs)})"
+    under = f"Measured under {measured_words(runs[0])}"
+    if len(order) < 2:
+        return f"{under}, fewer than two of these {len(runs)} runs have a finite γ̂_m {where}."
+    if values[order[0]] == values[order[-1]]:
+        shared = _margin(runs[order[0]], exponent)
+        return (
+            f"{under}, all {len(order)} runs end with the same normalised margin, {shared} {where}."
+        )
+    best, worst = order[0], order[-1]
+    return (
+        f"{under}, {names[best]} ends with the largest normalised margin of {len(order)} runs, "
+        f"{_margin(runs[best], exponent)} after {_epochs(runs[best])} with {_accuracies(runs[best])} "
+        f"classified correctly, and {names[worst]} with the smallest, "
+        f"{_margin(runs[worst], exponent)} after {_epochs(runs[worst])} with "
+        f"{_accuracies(runs[worst])} {where}."
+    )
+
+
+def _apart(runs: Sequence[Run], obstacle: str) -> str:
+    exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
+    each = "; ".join(
+        f"{name} ends with {_margin(run, exponent)} under {measured_words(run)} on "
+        f"{_known(run, 'data')} ({setting([run])}) after {_epochs(run)}, with {_accuracies(run)} "
+        "classified correctly"
+        for name, run in zip(run_names(runs), runs, strict=True)
+    )
+    return f"These runs are measured {obstacle}, so their margins do not compare: {each}."
+
+
+def _obstacle(runs: Sequence[Run]) -> str:
+    """Why the margins of the runs do not compare; empty if they do."""
+    obstacles = []
+    if len({measured_words(run) for run in runs}) > 1:
+        obstacles.append("under different perturbations")
+    if len({_data_key(run) for run in runs}) > 1:
+        obstacles.append("on different data")
+    return " and ".join(obstacles)
+
+
+def _data_key(run: Run) -> str:
+    """The data's hash; its name where the hash is not recorded."""
+    return str(run.config.get("data_sha256") or run.config.get("data"))
+
+
+def _margin(run: Run, exponent: int) -> str:
+    value = number(run.final, "normalized_margin")
+    if value is None:
+        return "no finite γ̂_m"
+    unit = times_power_of_ten(exponent) if exponent else ""
+    return f"γ̂_m\u00a0=\u00a0{format_margin(value, exponent, 3)}{unit}"
+
+
+def _accuracies(run: Run) -> str:
+    """``100% of the perturbed training and 91.5% of the perturbed test examples``."""
+    kind = "" if unperturbed(run) else "perturbed "
+    train = format_percent(number(run.final, "adversarial_accuracy"))
+    test = number(run.final, "test_adversarial_accuracy")
+    if test is None:
+        return f"{train} of the {kind}training examples"
+    return f"{train} of the {kind}training and {format_percent(test)} of the {kind}test examples"
+
+
+def _epochs(run: Run) -> str:
+    count = epoch_of(run.final)
+    word = "steps" if number(run.final, "epoch") is None else "epochs"
+    return f"{format_count(count)} {word[:-1] if count == 1 else word}"
+
+
+def _known(run: Run, key: str) -> str:
+    value = run.config.get(key)
+    return "unknown" if value is None else str(value)
+
+
+def _listed(pairs: object) -> str:
+    return "; ".join(f"{name}: {text}" for name, text in pairs)  # type: ignore[attr-defined]

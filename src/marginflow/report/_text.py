@@ -1,0 +1,238 @@
+"""Numbers and names as people read them, in one place: report, figures and terminal agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from marginflow._specs import parse
+from marginflow.errors import InputError, RunError, SpecificationError
+from marginflow.runs import Run
+
+MISSING = "–"
+"""What stands for a number that was not measured or is not finite."""
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NAMES = {
+    "fgm": "ℓ2-FGM",
+    "fgsm": "FGSM",
+    "pgd-l2": "ℓ2-PGD",
+    "pgd-linf": "ℓ∞-PGD",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it is printed.
+
+    Attributes:
+        caption: what it shows, with n, seed and unit where they are the same for all rows.
+        header: one title a column.
+        rows: text, in the columns' order.
+        words: how many columns, from the left, hold words; the others hold numbers.
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def number(record: Mapping[str, Any], key: str) -> float | None:
+    """The finite number at ``key``, or None: absent, not measured, not finite, not a number."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def format_number(value: float | None, digits: int = 4) -> str:
+    """``value`` to ``digits`` significant digits: 1,234, 0.5000, −2.5 × 10⁻⁷, or –."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(power)
+    if value == 0:
+        text = "0"
+    elif -4 <= exponent < 6:
+        text = f"{value:,.{max(0, digits - 1 - exponent)}f}"
+    else:
+        text = f"{mantissa}{times_power_of_ten(exponent)}"
+    return text.replace("-", "−")
+
+
+def times_power_of_ten(exponent: int) -> str:
+    """`` × 10⁻³``, with spaces that do not break."""
+    return f"\u00a0×\u00a010{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def margin_exponent(values: Sequence[float | None]) -> int:
+    """The power of ten, 0 or −3, −6 …, in which to show margins that belong together.
+
+    Normalised margins of deep networks are of order 1e-3. The unit is that of the smallest
+    of them, so that no comparison begins with counting zeros.
+    """
+    sizes = [abs(v) for v in values if v is not None and math.isfinite(v) and v != 0]
+    if not sizes or min(sizes) >= 0.01:
+        return 0
+    return 3 * math.floor(math.log10(min(sizes) * 10) / 3)
+
+
+def format_margin(value: float | None, exponent: int = 0, digits: int = 4) -> str:
+    """A normalised margin in units of ``10^exponent`` (without the unit itself)."""
+    return format_number(None if value is None else value * 10.0**-exponent, digits)
+
+
+def margin_unit(exponent: int) -> str:
+    """The unit behind a column title or an axis label: `` (×10⁻³)``, or nothing."""
+    return f" (×10{str(exponent).translate(_SUPERSCRIPTS)})" if exponent else ""
+
+
+def format_percent(share: float | None) -> str:
+    """A share in [0, 1] as a percentage. Only exactly 1 is 100%, only exactly 0 is 0%."""
+    if share is None or not math.isfinite(share):
+        return MISSING
+    if share in (0.0, 1.0):
+        return f"{share:.0%}"
+    for decimals in (1, 2, 3, 4):
+        text = f"{share:.{decimals}%}"
+        if float(text[:-1]) not in (0.0, 100.0):
+            return text
+    return ">99.9999%" if share > 0.5 else "<0.0001%"
+
+
+def format_tick(value: float) -> str:
+    """A tick label: an ordinary number from 0.0001 to 100,000, a power of ten beyond."""
+    if value == 0 or 1e-4 <= abs(value) <= 1e5 * (1 + 1e-9):
+        return f"{value:,.8g}".replace("-", "−")
+    mantissa, power = f"{value:.6e}".split("e")
+    factor = float(mantissa)
+    sign = "−" if factor < 0 else ""
+    lead = "" if abs(factor) == 1 else f"{abs(factor):g}×"
+    return f"{sign}{lead}10{str(int(power)).translate(_SUPERSCRIPTS)}"
+
+
+def attack_words(spec: object) -> str:
+    """An attack's specification in words: ``FGSM, ε = 16/255``; unknown ones stay as they are."""
+    text = str(spec) if spec else "none"
+    try:
+        parsed = parse(text, "attack")
+    except SpecificationError:
+        return text
+    if parsed.name not in _NAMES and parsed.name != "exact-linear":
+        return text
+    options = dict(parsed.options)
+    if "eps" not in options or parsed.args:
+        return text
+    norm = {"inf": "∞", "2.0": "2", "1.0": "1"}
+    kind = _NAMES.get(parsed.name) or (
+        f"exact ℓ{norm.get(p := options.pop('p', '?'), p)} adversary"
+    )
+    parts = [kind, f"ε = {_fraction(options.pop('eps'))}"]
+    if "steps" in options and "step" in options:
+        parts.append(f"{options.pop('steps')} steps of {_fraction(options.pop('step'))}")
+    if options.pop("random", "false") == "true":
+        parts.append("random start")
+    return ", ".join(parts + [f"{key} {value}" for key, value in options.items()])
+
+
+def _fraction(text: str) -> str:
+    """0.06274509803921569 as 16/255: the paper's unit, lost in a float's repr."""
+    try:
+        levels = float(text) * 255
+    except ValueError:
+        return text
+    whole = round(levels)
+    plain = len(text) <= 6
+    return f"{whole}/255" if not plain and whole and abs(levels - whole) < 1e-9 else text
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The runs' names, made distinct by their folders, or by numbers where that is not enough."""
+    names = [" ".join(run.name.split()) or "run" for run in runs]
+    for k, run in enumerate(runs):
+        if names.count(run.name) > 1 and run.path is not None:
+            names[k] = f"{run.path.resolve().parent.name}/{run.name}"
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: k + 1].count(name)})"
+        for k, name in enumerate(names)
+    ]
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Refuse what cannot be shown.
+
+    Raises:
+        InputError: no runs, or something else than runs.
+        RunError: a run without measurements.
+    """
+    if isinstance(runs, Run) or not all(isinstance(run, Run) for run in runs):
+        raise InputError("runs: expected a list of runs, as mf.load_run and mf.train return them")
+    if not runs:
+        raise InputError("runs: expected at least one run, got none")
+    for run in runs:
+        if not run.metrics:
+            raise RunError(
+                f"the run {run.name!r} has no measurements to show; train it with measure=True, "
+                "or wait for its first epoch"
+            )
+
+
+def epoch_of(record: Mapping[str, Any]) -> float | None:
+    """The epoch of a measurement, or its step where a foreign loop counts steps only."""
+    epoch = number(record, "epoch")
+    return number(record, "step") if epoch is None else epoch
+
+
+def comparison_table(runs: Sequence[Run]) -> Table:
+    """One row a run: its final measurement, as text.
+
+    Columns: run, attack, measured with, epochs, γ̂_m, adversarial accuracy (train, test), clean
+    accuracy (train, test), ρ. What a run does not have is shown as –.
+
+    Raises:
+        InputError: no runs.
+        RunError: a run without measurements.
+    """
+    check_runs(runs)
+    exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
+    header = (
+        "run",
+        "trained against",
+        "measured with",
+        "epochs",
+        f"γ̂_m{margin_unit(exponent)}",
+        "adversarial accuracy, train",
+        "adversarial accuracy, test",
+        "clean accuracy, train",
+        "clean accuracy, test",
+        "ρ",
+    )
+    rows = tuple(
+        (
+            name,
+            attack_words(run.config.get("attack")),
+            attack_words(run.config.get("measure_with")),
+            format_count(epoch_of(run.final)),
+            format_margin(number(run.final, "normalized_margin"), exponent),
+            *(
+                format_percent(number(run.final, key))
+                for key in (
+                    "adversarial_accuracy",
+                    "test_adversarial_accuracy",
+                    "clean_accuracy",
+                    "test_clean_accuracy",
+                )
+            ),
+            format_number(number(run.final, "norm_product")),
+        )
+        for name, run in zip(run_names(runs), runs, strict=True)
+    )
+    return Table("The last measurement of each run", header, rows, words=3)
+
+
+def format_count(value: float | None) -> str:
+    """A whole number with separators: 10,000."""
+    return MISSING if value is None else f"{value:,.0f}"
