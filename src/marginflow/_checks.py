@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Iterable
+from typing import Any
 
-from marginflow.errors import InputError, SpecificationError
+from marginflow.errors import InputError, MissingDependencyError, SpecificationError
+
+
+def optional(module: str, package: str, purpose: str, extra: str | None = None) -> Any:
+    """Import ``module``, or say how to install the package that brings it.
+
+    Raises:
+        MissingDependencyError: with the exact install command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise  # the package is there, but something that it needs is not
+        raise MissingDependencyError(package, purpose, extra) from None
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> SpecificationError:

@@ -52,7 +52,7 @@ def norm_name(p: float) -> str:
 
 def flat(v: Tensor) -> Tensor:
     """``v`` of shape (n, …) as (n, d); an example of shape () counts as d = 1."""
-    return v.reshape(v.shape[0], -1) if v.ndim != 1 else v.unsqueeze(1)
+    return v.flatten(1) if v.ndim != 1 else v.unsqueeze(1)
 
 
 def _as_example_shape(row: Tensor, v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from marginflow._checks import optional
 from marginflow._specs import Spec
 from marginflow.datasets import _classes
 from marginflow.datasets._dataset import Dataset
@@ -23,10 +24,9 @@ def load(spec: Spec) -> Dataset:
         DataError: ``n`` exceeds what there is.
         InputError: bad digits or options.
     """
-    from sklearn.datasets import load_digits
-
     digits, limit = _classes.digits_of(spec), _classes.limit_of(spec)
-    bundle = load_digits()
+    source = optional("sklearn.datasets", "scikit-learn", "the data set 'digits'")
+    bundle = source.load_digits()
     images, labels = _classes.select(bundle.images, bundle.target, digits)
     x = torch.from_numpy(images / 16).to(torch.float32).unsqueeze(1)
     y = torch.from_numpy(labels)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from marginflow._checks import optional
 from marginflow._specs import Spec
 from marginflow.datasets import _classes, _idx
 from marginflow.datasets._dataset import Dataset
@@ -78,8 +79,7 @@ def _find(root: Path) -> dict[str, Path]:
 
 def _download() -> dict[str, Path]:
     """Fetch to the user's cache those of the four files that are not there yet."""
-    import pooch
-
+    pooch = optional("pooch", "pooch", "downloading MNIST")
     folder = pooch.os_cache("marginflow") / "mnist"
     logger = pooch.get_logger()
     level = logger.level

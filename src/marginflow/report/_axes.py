@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from marginflow.experiments import Panel, Scale
-from marginflow.report._text import format_tick
+from marginflow.report._text import format_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,13 +62,15 @@ def unit_exponent(values: Sequence[float], scale: Scale) -> int:
 def set_scales(axes: Axes, panel: Panel, x: Sequence[float], y: Sequence[float]) -> None:
     """Scales, limits, ticks and the zero line, for the drawn values ``x`` and ``y``."""
     _set_axis(axes, "x", panel.xscale, x)
+    if panel.ylabel.rstrip().endswith(("%", "(%)")):
+        _percent_limits(axes, y)
     _set_axis(axes, "y", panel.yscale, y)
     if any(v < 0 for v in y) and any(v > 0 for v in y):
-        axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.9, zorder=1.5)
+        axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.9, zorder=2.5)
 
 
 def _set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale, values: Sequence[float]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     change, limits, axis = (
         (axes.set_xscale, axes.get_xlim, axes.xaxis)
@@ -77,20 +79,25 @@ def _set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale, values: Sequen
     )
     if scale == "log" and not any(v > 0 for v in values):
         scale = "linear"  # nothing that a logarithmic axis could show
-    if scale == "linear":
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    elif scale == "log":
+    if scale == "log":
         change("log", nonpositive="mask")
-        axis.set_major_locator(FixedLocator(_log_ticks(*limits())))
-    else:
+        ticks = _log_ticks(*limits())
+    elif scale == "symlog":
         threshold = _threshold(values)
         # From 0 to the threshold takes half of a decade: the place of epoch 0, before epoch 1.
         change("symlog", linthresh=threshold, linscale=0.5)
         if which == "x" and all(v >= 0 for v in values):
             axes.set_xlim(left=-0.1 * threshold)
-        axis.set_major_locator(FixedLocator(_symlog_ticks(threshold, *limits())))
+        ticks = _symlog_ticks(threshold, *limits())
+    else:
+        whole = which == "x" and all(v == round(v) for v in values if math.isfinite(v))
+        locator = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1)
+        ticks = [float(tick) for tick in locator.tick_values(*limits())]
+    low, high = limits()
+    slack = 1e-9 * (high - low)
+    ticks = [tick for tick in ticks if low - slack <= tick <= high + slack]
+    axis.set_ticks(ticks, labels=format_ticks(ticks, together=scale == "linear"))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
 
 
 def _threshold(values: Sequence[float]) -> float:
@@ -126,7 +133,7 @@ def _symlog_ticks(threshold: float, low: float, high: float) -> list[float]:
     return sorted(ticks)
 
 
-def percent_limits(axes: Axes, y: Sequence[float]) -> None:
+def _percent_limits(axes: Axes, y: Sequence[float]) -> None:
     """Keep an axis of percentages from promising more than 100 % or less than 0 %."""
     values = [v for v in y if math.isfinite(v)]
     if not values or min(values) < 0 or max(values) > 100:

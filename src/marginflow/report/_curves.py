@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from marginflow.monitor import QUANTILES
 from marginflow.report._statement import (
     caveats,
     default_title,
-    is_standard,
     measured_words,
     setting,
     statement,
@@ -20,7 +20,6 @@ from marginflow.report._statement import (
 from marginflow.report._text import (
     check_runs,
     epoch_of,
-    format_margin,
     margin_exponent,
     margin_unit,
     number,
@@ -80,7 +79,7 @@ def captioned_panels(runs: Sequence[Run]) -> list[Captioned]:
         RunError: a run without measurements.
     """
     check_runs(runs)
-    parts = [_margins(runs), *_accuracies(runs), _norms(runs), _losses(runs)]
+    parts = [*_margins(runs), *_accuracies(runs), _norms(runs), _losses(runs)]
     return [part for part in parts if part.panel.curves]
 
 
@@ -108,15 +107,22 @@ def _xs(run: Run) -> list[float]:
     return [x for record in run.metrics if (x := epoch_of(record)) is not None]
 
 
-def _curve(run: Run, label: str, value: Value, color: int, **style: Any) -> Curve | None:
+def _curve(
+    run: Run,
+    label: str,
+    value: Value,
+    color: int,
+    *,
+    band: tuple[Value, Value] | None = None,
+    dashed: bool = False,
+) -> Curve | None:
     """The curve of ``value`` over the run's measurements; None if there is no number at all."""
     records = [record for record in run.metrics if epoch_of(record) is not None]
     y = [value(record) for record in records]
     if all(v is None for v in y):
         return None
-    band = {side: [of(record) for record in records] for side, of in style.items() if callable(of)}
-    rest = {name: option for name, option in style.items() if not callable(option)}
-    return Curve(label, _xs(run), y, color=color, **band, **rest)
+    low, high = ([of(record) for record in records] for of in band) if band else ((), ())
+    return Curve(label, _xs(run), y, low, high, color=color, dashed=dashed)
 
 
 def _of(key: str, factor: float = 1.0) -> Value:
@@ -138,38 +144,53 @@ def _entry(key: str, k: int, factor: float = 1.0) -> Value:
     return value
 
 
-def _margins(runs: Sequence[Run]) -> Captioned:
+def _margins(runs: Sequence[Run]) -> list[Captioned]:
     names = run_names(runs)
     exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
     factor = 10.0**-exponent
-    bands = len(runs) <= _MOST_BANDS
+    banded = len(runs) <= _MOST_BANDS
     key = "normalized_margin_quantiles"
-    style: dict[str, Any] = (
-        {"low": _entry(key, _LOW, factor), "high": _entry(key, _HIGH, factor)} if bands else {}
-    )
+    band = (_entry(key, _LOW, factor), _entry(key, _HIGH, factor)) if banded else None
     curves = [
-        _curve(run, name, _of("normalized_margin", factor), color=k, **style)
+        _curve(run, name, _of("normalized_margin", factor), color=k, band=band)
         for k, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
-    kind = "adversarial margin" if not all(map(unperturbed, runs)) else "margin"
     perturbations = {measured_words(run) for run in runs}
     under = f" under {perturbations.pop()}" if len(perturbations) == 1 else ""
-    caption = f"Line: the smallest of the training examples{under}."
-    if bands:
+    caption = f"Line: the smallest margin of the training examples{under}."
+    if banded:
         caption += " Band: from the 5% to the 95% quantile of the examples."
-    caption += " Above zero, every example is classified correctly."
-    yscale: Scale = "symlog" if _spread(curves) else "linear"
-    if yscale == "symlog":
-        caption += " The vertical axis is linear around zero and logarithmic beyond."
-    panel = _panel(runs, f"Normalised {kind} γ̂_m", f"γ̂_m{margin_unit(exponent)}", curves, yscale)
-    return Captioned(panel, caption)
+    caption += " Above zero, every one of them is classified correctly."
+    ylabel = f"γ̂_m{margin_unit(exponent)}"
+    parts = [Captioned(_panel(runs, "Normalised margin γ̂_m", ylabel, curves), caption)]
+    if close := _close_to_zero([curve for curve in curves if curve is not None]):
+        parts.append(
+            Captioned(
+                Panel("γ̂_m near zero", parts[0].panel.xlabel, ylabel, close),
+                f"The late part of {' and '.join(c.label for c in close)} at a larger scale; "
+                "linear axes.",
+            )
+        )
+    return parts
 
 
-def _spread(curves: Sequence[Curve | None]) -> bool:
-    """Whether the final margins would be one flat line at zero on a linear axis."""
-    finals = [[v for v in c.y if v is not None][-1] for c in curves if c is not None]
-    sizes = [abs(v) for c in curves if c is not None for v in c.y if v is not None]
-    return bool(sizes) and max(sizes) > 20 * min(abs(v) for v in finals)
+def _close_to_zero(curves: Sequence[Curve]) -> list[Curve]:
+    """The late parts of those curves that end as a flat line at zero on the common axis.
+
+    A late part begins where the curve comes, for good, to within three times the size that it
+    has in the last half of its epochs.
+    """
+    sizes = [abs(v) for c in curves for part in (c.y, c.low, c.high) for v in part if v is not None]
+    late = []
+    for curve in curves:
+        points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
+        tail = max(abs(y) for x, y in points if x >= points[-1][0] / 2)
+        far = [k for k, (_, y) in enumerate(points) if abs(y) > 3 * tail]
+        points = points[far[-1] + 1 if far else 0 :]
+        if 0 < tail < max(sizes) / 20 and len(points) >= 3:
+            x, y = zip(*points, strict=True)
+            late.append(Curve(curve.label, x, y, color=curve.color))
+    return late
 
 
 def _accuracies(runs: Sequence[Run]) -> list[Captioned]:
@@ -216,7 +237,8 @@ def _norms(runs: Sequence[Run]) -> Captioned:
         ]
         return Captioned(
             _panel(runs, "Norm product ρ", "ρ", curves, "log"),
-            "ρ = Π ρ_k^{c_k}, by which margins are normalised; logarithmic axis.",
+            "ρ is the product of the layer norms ρ_k, each to the power of its degree c_k; margins are "
+            "normalised by it. Logarithmic axis.",
         )
     run = runs[0]
     layers = [
@@ -241,12 +263,19 @@ def layer_names(run: Run) -> list[str]:
 
 
 def _losses(runs: Sequence[Run]) -> Captioned:
-    names = run_names(runs)
+    names = [f"{name}, " for name in run_names(runs)] if len(runs) > 1 else [""]
     curves = []
-    several = len(runs) > 1
     for k, (name, run) in enumerate(zip(names, runs, strict=True)):
-        label = name if several else "on the measured examples"
-        curves.append(_curve(run, label, _of("log_loss"), color=k))
-    caption = "ln L at the measured weights"
-    caption += "." if all(map(unperturbed, runs)) else ", on perturbed training examples."
+        measured = "clean" if unperturbed(run) else "perturbed"
+        curves.append(_curve(run, f"{name}{measured}", _of("log_loss"), color=k))
+        if run.config.get("attack") != run.config.get("measure_with"):
+            curves.append(_curve(run, f"{name}as trained", _log_epoch_loss, color=k, dashed=True))
+    caption = "Mean loss of the training examples, in nats; L is the measured one."
+    if any(curve is not None and curve.dashed for curve in curves):
+        caption += " Dashed: the loss that was minimised, mean over an epoch."
     return Captioned(_panel(runs, "Loss", "ln L", curves), caption)
+
+
+def _log_epoch_loss(record: Mapping[str, Any]) -> float | None:
+    loss = number(record, "epoch_loss")
+    return math.log(loss) if loss is not None and loss > 0 else None

@@ -8,13 +8,14 @@ import math
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import real
 from marginflow.errors import InputError, StorageError
 from marginflow.experiments import Curve, FigureData, Panel
-from marginflow.report._axes import finite, label_text, percent_limits, set_scales, unit_exponent
+from marginflow.report._axes import finite, label_text, set_scales, unit_exponent
 from marginflow.report._text import margin_unit
 from marginflow.report._theme import Theme, ThemeName, theme_named
 from marginflow.runs import write_atomically
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 _FORMATS = {".pdf": "pdf", ".png": "png", ".svg": "svg"}
 _FONT = 9.0
-_ROW = 0.2  # inches of a line of the legend
-_SETTINGS = {
+_ROW = 0.19  # inches of a line of a legend
+_SOLID = ("-", (0, (1, 1)))
+_DASHED = ((0, (4, 1.8)), (0, (6, 1.5, 1, 1.5)))
+_SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.labelsize": _FONT,
     "axes.spines.right": False,
@@ -136,7 +139,7 @@ def _settings(colors: Theme) -> Iterator[None]:
     paper = {"figure.facecolor": colors.paper, "axes.facecolor": colors.paper}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS | ink | paper | {"grid.color": colors.grid})
+        matplotlib.rcParams.update({**_SETTINGS, **ink, **paper, "grid.color": colors.grid})
         yield
 
 
@@ -151,40 +154,79 @@ def _check(panel: Panel, curve: Curve) -> None:
 
 def _drawn(figure: FigureData, width: float, colors: Theme) -> Figure:
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = _columns(len(figure.panels), width)
     rows = -(-len(figure.panels) // columns)
     breadth = width / columns
-    legends = [_legend_labels(panel, breadth) for panel in figure.panels]
-    notes = [
-        line
-        for note in (figure.statement, *figure.notes)
-        for line in _wrapped(note, width, _FONT - 1)
-    ]
-    title = _wrapped(figure.title, width, _FONT + 3)
+    legends = [_legend(panel, breadth) for panel in figure.panels]
+    titles = [_wrapped(panel.title, breadth - 0.5, _FONT + 2) for panel in figure.panels]
     heights = []
     for row in range(rows):
         cells = range(row * columns, min((row + 1) * columns, len(figure.panels)))
-        lines = max(sum(1 + label.count("\n") for label in legends[k]) for k in cells)
-        titled = any(figure.panels[k].title for k in cells)
-        heights.append(min(2.6, 0.6 * breadth) + 0.55 + 0.25 * titled + _ROW * lines)
-    canvas = Canvas(
-        figsize=(width, sum(heights) + 0.24 * len(title) + 0.16 * len(notes)),
-        layout="constrained",
+        lines = max(legends[k].lines for k in cells)
+        titled = max(len(titles[k]) for k in cells)
+        heights.append(min(2.5, 0.56 * breadth) + 0.6 + 0.2 * titled + _ROW * lines)
+    above = [
+        *_block(_wrapped(figure.title, width, _FONT + 3), _FONT + 3, colors.ink, "bold"),
+        *_block(_wrapped(figure.statement, width, _FONT), _FONT, colors.ink),
+    ]
+    notes = [line for note in figure.notes for line in _wrapped(note, width, _FONT - 1)]
+    below = _block(notes, _FONT - 1, colors.muted)
+    top, bottom = (
+        sum(line.height for line in lines) + 0.1 * bool(lines) for lines in (above, below)
     )
+    height = top + sum(heights) + bottom
+    # Figure texts are no part of the layout: it gets the room between them.
+    rect = (0, bottom / height, 1, 1 - (top + bottom) / height)
+    layout = ConstrainedLayoutEngine(rect=rect, w_pad=0.06, h_pad=0.06)
+    canvas = Canvas(figsize=(width, height), layout=layout)
     axes = canvas.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for k, panel in enumerate(figure.panels):
-        _draw_panel(axes[k], panel, legends[k], colors)
+        _draw_panel(axes[k], panel, "\n".join(titles[k]), legends[k], colors)
     for empty in axes[len(figure.panels) :]:
         empty.set_axis_off()
-    # Left-aligned titles and notes; constrained layout keeps room for these two texts only.
-    if title:
-        canvas.suptitle("\n".join(title), x=0.01, ha="left", fontsize=_FONT + 3, fontweight="bold")
-    if notes:
-        canvas.supxlabel(
-            "\n".join(notes), x=0.01, ha="left", fontsize=_FONT - 1, color=colors.muted
-        )
+    edge = height - 0.06
+    for line in above:
+        _write(canvas, line, edge)
+        edge -= line.height
+    edge = bottom
+    for line in below:
+        _write(canvas, line, edge)
+        edge -= line.height
     return canvas
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of text over or under the panels; its height in inches."""
+
+    text: str
+    size: float
+    color: str
+    weight: str
+
+    @property
+    def height(self) -> float:
+        return 1.45 * self.size / 72
+
+
+def _block(lines: Sequence[str], size: float, color: str, weight: str = "normal") -> list[_Line]:
+    return [_Line(text, size, color, weight) for text in lines]
+
+
+def _write(canvas: Figure, line: _Line, edge: float) -> None:
+    """Write ``line`` with its upper edge ``edge`` inches above the bottom."""
+    width, height = canvas.get_size_inches()
+    canvas.text(
+        0.1 / width,
+        edge / height,
+        line.text,
+        fontsize=line.size,
+        color=line.color,
+        fontweight=line.weight,
+        va="top",
+    )
 
 
 def _columns(panels: int, width: float) -> int:
@@ -197,20 +239,39 @@ def _columns(panels: int, width: float) -> int:
 
 def _wrapped(text: str, width: float, size: float) -> list[str]:
     """Lines of ``text`` that fit into ``width`` inches; DejaVu Sans is about 0.56 em a letter."""
-    limit = max(12, int(width * 72 / (0.56 * size)))
+    limit = max(12, int((width - 0.2) * 72 / (0.56 * size)))
     return [label_text(line) for line in textwrap.wrap(text, limit)]
 
 
-def _legend_labels(panel: Panel, breadth: float) -> list[str]:
-    """The legend's entries, wrapped to the panel; a single curve without a name needs none."""
-    return [
+@dataclass(frozen=True)
+class _Legend:
+    """A legend's entries and how it stands under its panel."""
+
+    labels: Sequence[str]
+    columns: int
+
+    @property
+    def lines(self) -> int:
+        """Its height in lines."""
+        high = max((1 + label.count("\n") for label in self.labels), default=0)
+        return high * -(-len(self.labels) // self.columns)
+
+
+def _legend(panel: Panel, breadth: float) -> _Legend:
+    """Side by side where the entries are short; a curve without a name has no entry."""
+    labels = [
         "\n".join(_wrapped(curve.label, breadth - 0.9, _FONT))
         for curve in panel.curves
         if curve.label
     ]
+    letters = max((len(part) for label in labels for part in label.split("\n")), default=0)
+    fitting = int((breadth - 0.7) / (0.6 + letters * 0.56 * _FONT / 72))
+    return _Legend(labels, max(1, min(len(labels), fitting)))
 
 
-def _draw_panel(axes: Axes, panel: Panel, legend: Sequence[str], colors: Theme) -> None:
+def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: Theme) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     drawn = [v for c in panel.curves for part in (c.y, c.low, c.high) for v in finite(part)]
     xs = [x for curve in panel.curves for x in finite(curve.x)]
     x_exponent = unit_exponent(xs, panel.xscale)
@@ -222,56 +283,45 @@ def _draw_panel(axes: Axes, panel: Panel, legend: Sequence[str], colors: Theme) 
         y, low, high = ([v * y_unit for v in finite(p)] for p in (curve.y, curve.low, curve.high))
         color = colors.palette[curve.color % len(colors.palette)]
         # Past the end of the palette the colours come again, with another stroke.
-        again = curve.color // len(colors.palette) % 2 == 1
-        style = ((0, (4, 1.8)), (0, (6, 1.5, 1, 1.5))) if curve.dashed else ("-", (0, (1, 1)))
+        again = curve.color // len(colors.palette) % 2
+        stroke = (_DASHED if curve.dashed else _SOLID)[again]
         if low:
-            axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0, zorder=2)
-        (line,) = axes.plot(x, y, color=color, linestyle=style[again], zorder=3 + order / 100)
-        line.set_linewidth(1.7)
-        line.set_marker("o")
-        line.set_markersize(3.5)
-        line.set_markevery(_isolated(x, y))
+            axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0, zorder=2)
+            for edge in (low, high):  # where bands overlap, their edges tell them apart
+                axes.plot(x, edge, color=color, alpha=0.55, linewidth=0.6, zorder=2.2)
+        (line,) = axes.plot(x, y, color=color, linestyle=stroke, linewidth=1.7)
+        line.set_zorder(3 + order / 100)
+        if alone := _isolated(x, y):
+            line.set(marker="o", markersize=4, markevery=alone)
         if curve.label:
             handles.append(line)
     set_scales(axes, panel, [v * x_unit for v in xs], [v * y_unit for v in drawn])
-    if panel.ylabel.rstrip().endswith(("%", "(%)")):
-        percent_limits(axes, drawn)
-    axes.set_title(label_text(panel.title))
+    axes.set_title(title)
     axes.set_xlabel(label_text(panel.xlabel + margin_unit(x_exponent)))
     axes.set_ylabel(label_text(panel.ylabel + margin_unit(y_exponent)))
     axes.grid(True, linewidth=0.7)
     axes.tick_params(length=3)
     if handles:
-        _place_legend(axes, handles, legend)
-
-
-def _place_legend(axes: Axes, handles: Sequence[object], labels: Sequence[str]) -> None:
-    """Under the axes, where no curve is; side by side where the entries are short."""
-    breadth = axes.get_figure().get_size_inches()[0]  # type: ignore[union-attr]
-    columns = axes.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
-    letters = max(len(part) for label in labels for part in label.split("\n"))
-    fitting = int((breadth / columns - 0.6) / (0.55 + letters * 0.56 * _FONT / 72))
-    axes.legend(
-        handles,
-        labels,
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-        borderaxespad=4.2,
-        borderpad=0,
-        frameon=False,
-        ncols=max(1, min(len(labels), fitting)),
-        handlelength=2.4,
-        columnspacing=1.6,
-    )
+        # Under the axis label, where no curve is, whatever the height of the axes.
+        under = ScaledTranslation(0, -0.43, axes.figure.dpi_scale_trans)
+        axes.legend(
+            handles,
+            legend.labels,
+            loc="upper left",
+            bbox_to_anchor=(0, 0),
+            bbox_transform=axes.transAxes + under,
+            borderaxespad=0,
+            borderpad=0,
+            columnspacing=1.4,
+            frameon=False,
+            handlelength=2.2,
+            ncols=legend.columns,
+        )
 
 
 def _isolated(x: Sequence[float], y: Sequence[float]) -> list[int]:
     """Points with a gap on both sides, which a line without markers would not show."""
-    there = [
-        False,
-        *(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True)),
-        False,
-    ]
+    there = [False, *(math.isfinite(a + b) for a, b in zip(x, y, strict=True)), False]
     return [
         k - 1 for k in range(1, len(there) - 1) if there[k] and not (there[k - 1] or there[k + 1])
     ]

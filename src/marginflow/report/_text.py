@@ -103,15 +103,31 @@ def format_percent(share: float | None) -> str:
     return ">99.9999%" if share > 0.5 else "<0.0001%"
 
 
-def format_tick(value: float) -> str:
-    """A tick label: an ordinary number from 0.0001 to 100,000, a power of ten beyond."""
-    if value == 0 or 1e-4 <= abs(value) <= 1e5 * (1 + 1e-9):
-        return f"{value:,.8g}".replace("-", "−")
+def format_ticks(values: Sequence[float], *, together: bool) -> list[str]:
+    """Tick labels: ordinary numbers from 0.0001 to 100,000, powers of ten beyond.
+
+    Args:
+        values: the ticks of one axis.
+        together: whether all show the same number of decimals, as on a linear axis.
+    """
+    plain = [value == 0 or 1e-4 <= abs(value) <= 1e5 * (1 + 1e-9) for value in values]
+    if together and all(plain):
+        decimals = max((len(f"{v:.6g}".partition(".")[2]) for v in values), default=0)
+        return [f"{value:,.{decimals}f}".replace("-", "−") for value in values]
+    return [
+        _tick(value) if short else _power(value) for value, short in zip(values, plain, strict=True)
+    ]
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.8g}".replace("-", "−")
+
+
+def _power(value: float) -> str:
     mantissa, power = f"{value:.6e}".split("e")
     factor = float(mantissa)
-    sign = "−" if factor < 0 else ""
     lead = "" if abs(factor) == 1 else f"{abs(factor):g}×"
-    return f"{sign}{lead}10{str(int(power)).translate(_SUPERSCRIPTS)}"
+    return f"{'−' if factor < 0 else ''}{lead}10{str(int(power)).translate(_SUPERSCRIPTS)}"
 
 
 def attack_words(spec: object) -> str:
