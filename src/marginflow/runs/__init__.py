@@ -1,0 +1,14 @@
+"""Runs on disk: configuration, metrics, checkpoints, each either whole or absent."""
+
+from marginflow.runs._directory import FORMAT_VERSION, Checkpoint, RunDirectory
+from marginflow.runs._files import write_atomically
+from marginflow.runs._run import Run, load_run
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "Run",
+    "RunDirectory",
+    "load_run",
+    "write_atomically",
+]

@@ -1,0 +1,256 @@
+"""One run directory: who may write it, what lies in it, and what of it can be trusted.
+
+    run.json                     configuration, versions, hash of the data, format version
+    metrics.jsonl                one line per measurement
+    checkpoints/step-….safetensors (+ .json)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from marginflow.errors import RunError
+from marginflow.runs._files import append_durably, storing, sync_folder, write_atomically
+
+FORMAT_VERSION = 1
+_KEPT_CHECKPOINTS = 2
+_OWN = ("run.json", "metrics.jsonl", "checkpoints", "figures", "report.html")
+
+_log = logging.getLogger("marginflow")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint that was read back whole.
+
+    Attributes:
+        tensors: what was saved.
+        info: its JSON side file: step, epoch and whatever else was given.
+        path: the ``.safetensors`` file.
+    """
+
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+    path: Path
+
+
+class RunDirectory:
+    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: int | None = None
+
+    @property
+    def metrics_path(self) -> Path:
+        """``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    @classmethod
+    def check_free(cls, path: str | os.PathLike[str], *, force: bool) -> None:
+        """Refuse a path that :meth:`create` would refuse, without writing anything.
+
+        Raises:
+            RunError: the directory holds a run and ``force`` is False, or holds other files.
+        """
+        folder = Path(path)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise RunError(f"{str(folder)!r} exists and is no directory; choose another --out")
+        if not folder.exists() or not any(folder.iterdir()):
+            return
+        if not (folder / "run.json").exists():
+            raise RunError(f"{str(folder)!r} holds files that are no run; choose another --out")
+        if not force:
+            raise RunError(
+                f"{str(folder)!r} already holds a run; continue it with --resume, "
+                "replace it with --force, or choose another --out"
+            )
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, force: bool = False
+    ) -> RunDirectory:
+        """Make a new run directory and write its ``run.json``.
+
+        Raises:
+            RunError: see :meth:`check_free`; or another process writes there.
+            StorageError: the file system refuses.
+        """
+        cls.check_free(path, force=force)
+        run = cls(path)
+        with storing(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+        run._acquire()
+        with storing(run.path):
+            for name in _OWN:
+                old = run.path / name
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                else:
+                    old.unlink(missing_ok=True)
+            (run.path / "checkpoints").mkdir()
+            sync_folder(run.path)
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """Open an existing run to continue it.
+
+        Raises:
+            RunError: no run there, or another process writes there.
+        """
+        run = cls(path)
+        run.read_config()
+        run._acquire()
+        return run
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _acquire(self) -> None:
+        """Lock the directory for this process; the lock dies with it."""
+        with storing(self.path):
+            descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunError(f"another process is writing the run {str(self.path)!r}") from None
+        self._lock = descriptor
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Replace ``run.json``.
+
+        Raises:
+            StorageError: the file system refuses.
+        """
+        content = {"format_version": FORMAT_VERSION, **config}
+        write_atomically(self.path / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of ``run.json``.
+
+        Raises:
+            RunError: missing, damaged or of a newer format.
+        """
+        path = self.path / "run.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"no run in {str(self.path)!r} (there is no run.json)") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{str(path)!r} is damaged: {error}") from None
+        version = config.get("format_version") if isinstance(config, dict) else None
+        if not isinstance(version, int):
+            raise RunError(f"{str(path)!r} is damaged: it has no format_version")
+        if version > FORMAT_VERSION:
+            raise RunError(
+                f"{str(path)!r} has format {version}; this marginflow reads up to {FORMAT_VERSION}: update it"
+            )
+        return dict(config)
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one measurement.
+
+        Raises:
+            StorageError: the file system refuses.
+        """
+        append_durably(self.metrics_path, json.dumps(record, ensure_ascii=False))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole measurements; a line that a crash cut short at the end is left out.
+
+        Raises:
+            RunError: a damaged line that is not the last.
+        """
+        try:
+            lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {str(self.metrics_path)!r}: {error}") from None
+        records: list[dict[str, Any]] = []
+        # split leaves "" behind the last newline: anything else there is a torn line.
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict):
+                raise RunError(f"{str(self.metrics_path)!r}: line {number} is damaged")
+            records.append(record)
+        return records
+
+    def truncate_metrics(self, step: int) -> None:
+        """Keep the measurements up to ``step``, those that a checkpoint vouches for.
+
+        Raises:
+            RunError: damaged metrics. StorageError: the file system refuses.
+        """
+        kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
+        content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_atomically(self.metrics_path, content)
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
+        """Save ``tensors`` as the checkpoint of ``info["step"]`` and drop all but the newest two.
+
+        Raises:
+            StorageError: the file system refuses; earlier checkpoints are untouched.
+        """
+        folder = self.path / "checkpoints"
+        path = folder / f"step-{info['step']:08d}.safetensors"
+        data = save_tensors({name: value.cpu() for name, value in tensors.items()})
+        side = {**info, "sha256": hashlib.sha256(data).hexdigest()}
+        write_atomically(path, data)
+        # The side file comes last: a checkpoint without it never counts.
+        write_atomically(path.with_suffix(".json"), json.dumps(side) + "\n")
+        for old in self._checkpoint_paths()[_KEPT_CHECKPOINTS:]:
+            with contextlib.suppress(OSError):
+                old.with_suffix(".json").unlink(missing_ok=True)
+                old.unlink(missing_ok=True)
+        return path
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that reads back whole; damaged ones are named in the log."""
+        for path in self._checkpoint_paths():
+            try:
+                return _read_checkpoint(path)
+            except RunError as error:
+                _log.warning("%s; using the checkpoint before it", error)
+        return None
+
+    def _checkpoint_paths(self) -> list[Path]:
+        """Checkpoint files, newest first."""
+        return sorted((self.path / "checkpoints").glob("step-*.safetensors"), reverse=True)
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    try:
+        data = path.read_bytes()
+        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if hashlib.sha256(data).hexdigest() != info["sha256"]:
+            raise RunError(f"the checkpoint {path.name} is damaged (its hash is another)")
+        return Checkpoint(load_tensors(data), info, path)
+    except FileNotFoundError:
+        raise RunError(f"the checkpoint {path.name} was not finished") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"the checkpoint {path.name} is damaged: {error}") from None

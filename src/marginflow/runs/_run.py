@@ -1,0 +1,92 @@
+"""A run as a value: what was asked, what was measured, which weights came out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from marginflow.errors import RunError
+from marginflow.models import build, load_weights
+from marginflow.runs._directory import RunDirectory
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished or interrupted run.
+
+    Attributes:
+        config: the content of ``run.json``.
+        metrics: the measurements in their order, one dictionary each.
+        path: the run directory, or None for a run that was kept in memory.
+        model: the trained network, in the process that trained it.
+    """
+
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    path: Path | None = None
+    model: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The directory's name, or what was trained."""
+        if self.path is not None:
+            return self.path.resolve().name
+        return f"{self.config.get('model_spec', 'model')} {self.config.get('attack', '')}".strip()
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The last measurement.
+
+        Raises:
+            RunError: nothing was measured.
+        """
+        if not self.metrics:
+            raise RunError(f"the run {self.name!r} has no measurements")
+        return self.metrics[-1]
+
+    def load_model(self, into: nn.Module | None = None) -> nn.Module:
+        """The network with the weights of the last whole checkpoint.
+
+        Args:
+            into: a model of the same architecture; needed when the run trained a model
+                that is not one of :mod:`marginflow.models`.
+
+        Raises:
+            RunError: no checkpoint, or ``into`` is needed.
+            ModelError: the checkpoint is of another model.
+        """
+        if self.path is None:
+            if self.model is None:
+                raise RunError("this run was kept in memory without its model")
+            return self.model
+        checkpoint = RunDirectory(self.path).latest_checkpoint()
+        if checkpoint is None:
+            raise RunError(f"the run {self.name!r} has no checkpoint yet")
+        weights = {
+            name.removeprefix("model."): value
+            for name, value in checkpoint.tensors.items()
+            if name.startswith("model.")
+        }
+        if into is None:
+            if not self.config.get("model"):
+                raise RunError(
+                    f"the run {self.name!r} trained a model of its own kind; build it and call "
+                    "load_model(into=model)"
+                )
+            into = build(self.config["model"]).to(next(iter(weights.values())).dtype)
+        load_weights(into, weights)
+        return into
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run directory. Reading never runs code and writes nothing.
+
+    Raises:
+        RunError: no run there, or a damaged one.
+    """
+    directory = RunDirectory(path)
+    return Run(directory.read_config(), directory.read_metrics(), directory.path)
