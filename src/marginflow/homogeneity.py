@@ -187,6 +187,8 @@ class _Probe:
         self.values |= {id(b): self.buffers[name] for name, b in model.named_buffers()}
         self.x = _probe_inputs(x, generator).to(next(iter(self.parameters.values())).device)
         self.outputs = self(self.parameters)
+        if not bool(torch.isfinite(self.outputs).all()):
+            raise ModelError("the model's outputs are not finite; check its weights and the data")
         if not torch.equal(self.outputs, self(self.parameters)):
             random = [n for n, m in model.named_modules() if "dropout" in type(m).__name__.lower()]
             where = f" (its module {random[0]!r})" if random else ""
@@ -194,8 +196,6 @@ class _Probe:
                 f"the model{where} is random: two evaluations differ; "
                 "remove the source of randomness or call model.eval()"
             )
-        if not bool(torch.isfinite(self.outputs).all()):
-            raise ModelError("the model's outputs are not finite; check its weights and the data")
         if not bool(self.outputs.any()):
             raise ModelError(
                 "the model is 0 at every probe (dead units or zero weights), so its degrees "
@@ -276,8 +276,9 @@ class _Arguments:
 
         def scale(value: object) -> object:
             # Always a copy: a later in-place module may overwrite the original.
-            floating = isinstance(value, Tensor) and value.is_floating_point()
-            return value * a if floating else value
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value * a
+            return value
 
         return _Arguments(
             tuple(map(scale, self.args)), {k: scale(v) for k, v in self.kwargs.items()}

@@ -65,7 +65,15 @@ def per_example_norm(v: Tensor, p: float) -> Tensor:
     rows = flat(v)
     if rows.shape[1] == 0:
         raise InputError("expected at least one feature per example, got none")
-    norms: Tensor = torch.linalg.vector_norm(rows, ord=p, dim=1, dtype=torch.float64)
+    norms: Tensor
+    if p in (1.0, 2.0, math.inf):
+        norms = torch.linalg.vector_norm(rows, ord=p, dim=1, dtype=torch.float64)
+        return norms
+    # In units of the largest: |v|^p would leave the range of the numbers for large p.
+    rows = rows.double()
+    peak = rows.detach().abs().amax(dim=1)
+    peak = torch.where((peak > 0) & torch.isfinite(peak), peak, torch.ones_like(peak))
+    norms = peak * torch.linalg.vector_norm(rows / peak.unsqueeze(1), ord=p, dim=1)
     return norms
 
 

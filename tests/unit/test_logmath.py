@@ -38,10 +38,9 @@ def sigmoid_neg(m: mpf) -> mpf:
 def test_log_softplus_neg_and_its_derivative(dtype: torch.dtype, copies: int) -> None:
     eps = torch.finfo(dtype).eps
     m = torch.tensor(GRID, dtype=dtype).repeat_interleave(copies).requires_grad_()
-    if copies == 1:  # one number at a time: no vector instructions
-        values = torch.stack([log_softplus_neg(one) for one in m])
-    else:
-        values = log_softplus_neg(m)
+    # One number at a time there are no vector instructions.
+    parts = m if copies == 1 else [m]
+    values = torch.cat([log_softplus_neg(one).reshape(-1) for one in parts])
     (slopes,) = torch.autograd.grad(values.sum(), m)
     for point, value, slope in zip(m.tolist(), values.tolist(), slopes.tolist(), strict=True):
         loss = softplus_neg(mpf(point))

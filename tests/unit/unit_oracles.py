@@ -80,7 +80,7 @@ def naive_margin(model: nn.Module, z: Tensor, label: int) -> Tensor:
     f = model(z.unsqueeze(0)).reshape(-1)
     if len(f) == 1:
         return label * f[0]
-    runner_up = max((j for j in range(len(f)) if j != label), key=lambda j: float(f[j]))
+    runner_up = max((j for j in range(len(f)) if j != label), key=lambda j: f[j].item())
     return f[label] - f[runner_up]
 
 
@@ -102,10 +102,15 @@ def l2(v: Tensor) -> float:
     return math.sqrt(sum(c * c for c in v.reshape(-1).tolist()))
 
 
+def unit(v: Tensor) -> Tensor:
+    """``v/‖v‖₂``; 0 for 0."""
+    size = l2(v)
+    return v / size if size else torch.zeros_like(v)
+
+
 def naive_fgm(model: nn.Module, z: Tensor, label: int, eps: float) -> Tensor:
     """Eq. (87)."""
-    gradient = naive_gradient(model, z, label)
-    return -eps * gradient / l2(gradient)
+    return -eps * unit(naive_gradient(model, z, label))
 
 
 def naive_fgsm(model: nn.Module, z: Tensor, label: int, eps: float) -> Tensor:
@@ -130,7 +135,7 @@ def naive_pgd(
     for _ in range(steps):
         gradient = naive_gradient(model, z + delta, label)
         if p == "l2":
-            delta = delta - step_size * gradient / l2(gradient)
+            delta = delta - step_size * unit(gradient)
             if l2(delta) > eps:
                 delta = delta * (eps / l2(delta))
         else:
@@ -141,7 +146,7 @@ def naive_pgd(
 
 
 def numerical_gradient(
-    value: Callable[[], float], parameters: Sequence[Tensor], h: float = 1e-5
+    value: Callable[[], float], parameters: Sequence[Tensor], h: float = 3e-6
 ) -> list[Tensor]:
     """Central differences of ``value()`` by every entry of ``parameters``."""
     result = []

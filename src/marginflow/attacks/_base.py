@@ -62,7 +62,8 @@ class Attack(ABC):
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False
-    """Whether δ is an exact inner maximum, for which ``detached`` and ``total`` agree (Danskin)."""
+    """Whether δ minimises the margin exactly. Then ``detached`` and ``total`` agree (Danskin) for every
+    loss of the margin, which cross-entropy of several classes is not."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", real("eps", self.eps, least=0.0))

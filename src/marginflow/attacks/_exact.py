@@ -52,7 +52,8 @@ class ExactLinear(Attack):
         else:
             gaps = weights[y].unsqueeze(1) - weights.unsqueeze(0)
             with torch.no_grad():
-                cost = per_example_norm(gaps.flatten(0, 1), dual_exponent(self.p)).reshape(n, -1)
+                cost = per_example_norm(gaps.flatten(0, 1), dual_exponent(self.p))
+                cost = cost.reshape(n, len(weights))
                 outputs = query.outputs(query.x)
                 reach = outputs.gather(1, y.unsqueeze(1)) - outputs - self.eps * cost.to(outputs)
                 worst = reach.scatter(1, y.unsqueeze(1), torch.inf).argmin(dim=1)
@@ -140,8 +141,14 @@ def _linear_map(query: Query) -> Tensor:
     probe = torch.randn((1, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x)
     probe.requires_grad_()
     outputs = query.outputs(probe).reshape(-1)
+    if not outputs.requires_grad:
+        raise ModelError(
+            "the model's outputs do not depend on its inputs; there is nothing to attack"
+        )
     rows = [
-        torch.autograd.grad(output, probe, create_graph=query.total, retain_graph=True)[0]
+        torch.autograd.grad(
+            output, probe, create_graph=query.total, retain_graph=True, materialize_grads=True
+        )[0]
         for output in outputs
     ]
     weights = torch.cat(rows)
@@ -149,7 +156,7 @@ def _linear_map(query: Query) -> Tensor:
         # And its mirror image: a few data, or one image of zeros, prove nothing.
         points = torch.cat([x, -probe])
         expected = flat(points) @ flat(weights).T
-        found = query.outputs(points).reshape(points.shape[0], -1)
+        found = query.outputs(points).reshape(expected.shape)
         tolerance = 1e-9 if x.dtype == torch.float64 else 1e-4
         size = per_example_norm(points, 2).max() * per_example_norm(weights, 2).max()
         if bool((found - expected).abs().max() > tolerance * size):

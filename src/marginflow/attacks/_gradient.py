@@ -12,7 +12,7 @@ from torch import Tensor
 from marginflow._checks import real, whole
 from marginflow.attacks._base import Attack, Query, is_zero
 from marginflow.errors import SpecificationError
-from marginflow.norms import as_exponent, dual_vector, norm_name
+from marginflow.norms import as_exponent, dual_vector, flat, norm_name
 
 
 class _FastGradient(Attack):
@@ -140,15 +140,13 @@ def _uniform_in_ball(
 ) -> Tensor:
     """Uniform in the ℓ2 or ℓ∞ ball, drawn on the generator's device in float64."""
     device = generator.device if generator is not None else torch.device("cpu")
-    n = x.shape[0]
+    n, features = flat(x).shape
     if math.isinf(p):
         draw = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=device) * 2 - 1
         return (radius * draw).to(x)
-    direction = torch.randn(
-        (n, x[0].numel()), generator=generator, dtype=torch.float64, device=device
-    )
+    direction = torch.randn((n, features), generator=generator, dtype=torch.float64, device=device)
     u = torch.rand((n, 1), generator=generator, dtype=torch.float64, device=device)
     # In d dimensions the radius of a uniform point is distributed as u^{1/d}.
-    length = radius * u ** (1 / direction.shape[1])
+    length = radius * u ** (1 / features)
     point: Tensor = length * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
     return point.reshape(x.shape).to(x)

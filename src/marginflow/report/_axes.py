@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _DECADES = 4  # how many of them a symlog axis shows on either side of zero, at most
 _TICKS = 7
 _SYMBOL = re.compile(
-    r"(?:(?<!\w)(?P<letter>[α-ωΑ-ΩGLWℓ])|(?P<bar>‖))(?P<accent>[\u0302\u0303]?)(?:_(?P<sub>\w))?(?!\w)"
+    r"(?:(?<!\w)(?P<letter>[α-ωΑ-ΩGLPVWcmx])|(?P<bar>‖))(?P<accent>[\u0302\u0303]?)(?:_(?P<sub>\w))?(?!\w)"
 )
 _ACCENTS = {"\u0302": r"\hat", "\u0303": r"\tilde"}
 
@@ -27,11 +28,17 @@ def label_text(text: str) -> str:
     Names of runs come from files: a ``$`` in them must not start a formula, and what the
     font cannot show becomes a box here, rather than a warning there.
     """
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    known = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
+    known = _known_characters()
     shown = "".join(c if ord(c) in known else "□" for c in " ".join(text.split()))
     return _SYMBOL.sub(_as_formula, shown.replace("$", r"\$"))
+
+
+@functools.cache
+def _known_characters() -> frozenset[int]:
+    """What DejaVu Sans, the font that comes with matplotlib, can show."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
 
 
 def _as_formula(match: re.Match[str]) -> str:
@@ -79,23 +86,25 @@ def _set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale, values: Sequen
     )
     if scale == "log" and not any(v > 0 for v in values):
         scale = "linear"  # nothing that a logarithmic axis could show
+    whole = which == "x" and all(v == round(v) for v in values if math.isfinite(v))
+    few = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=whole, min_n_ticks=1)
     if scale == "log":
         change("log", nonpositive="mask")
-        ticks = _log_ticks(*limits())
+        axes.autoscale_view(scalex=which == "x", scaley=which == "y")
+        ticks = _log_ticks(*limits()) or list(few.tick_values(*limits()))
     elif scale == "symlog":
         threshold = _threshold(values)
         # From 0 to the threshold takes half of a decade: the place of epoch 0, before epoch 1.
         change("symlog", linthresh=threshold, linscale=0.5)
+        axes.autoscale_view(scalex=which == "x", scaley=which == "y")
         if which == "x" and all(v >= 0 for v in values):
             axes.set_xlim(left=-0.1 * threshold)
         ticks = _symlog_ticks(threshold, *limits())
     else:
-        whole = which == "x" and all(v == round(v) for v in values if math.isfinite(v))
-        locator = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1)
-        ticks = [float(tick) for tick in locator.tick_values(*limits())]
+        ticks = list(few.tick_values(*limits()))
     low, high = limits()
     slack = 1e-9 * (high - low)
-    ticks = [tick for tick in ticks if low - slack <= tick <= high + slack]
+    ticks = [float(tick) for tick in ticks if low - slack <= tick <= high + slack]
     axis.set_ticks(ticks, labels=format_ticks(ticks, together=scale == "linear"))
     axis.set_minor_locator(NullLocator())
 
@@ -115,13 +124,14 @@ def _decade(value: float) -> float:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    decades = range(first, last + 1)
+    """1, 2, 5, 10 … or as many of these as there is room for; none in less than such a step."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [s * 10.0**k for k in decades for s in steps if low <= s * 10.0**k <= high]
         if len(ticks) <= _TICKS:
             break
-    return ticks[:: -(-len(ticks) // _TICKS)] if len(ticks) > 1 else [low, high]
+    return ticks[:: -(-len(ticks) // _TICKS)] if len(ticks) > 1 else []
 
 
 def _symlog_ticks(threshold: float, low: float, high: float) -> list[float]:
@@ -141,4 +151,5 @@ def _percent_limits(axes: Axes, y: Sequence[float]) -> None:
     low, high = axes.get_ylim()
     if high - low < 10:  # a curve that hardly moves: no axis of tenths of a percent
         low, high = low - 5, high + 5
-    axes.set_ylim(max(low, -3.0), min(high, 103.0))
+    slack = 0.03 * (high - low)
+    axes.set_ylim(max(low, -slack), min(high, 100 + slack))

@@ -17,6 +17,7 @@ from marginflow.report._statement import (
     statement,
     unperturbed,
 )
+from marginflow.report._tables import layer_names
 from marginflow.report._text import (
     check_runs,
     epoch_of,
@@ -28,6 +29,7 @@ from marginflow.report._text import (
 from marginflow.runs import Run
 
 _LOW, _HIGH = QUANTILES.index(0.05), QUANTILES.index(0.95)
+_MARGIN = "normalized_margin"
 _MOST_BANDS = 3  # more of them would only cover each other
 
 Value = Callable[[Mapping[str, Any]], float | None]
@@ -146,29 +148,35 @@ def _entry(key: str, k: int, factor: float = 1.0) -> Value:
 
 def _margins(runs: Sequence[Run]) -> list[Captioned]:
     names = run_names(runs)
-    exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
+    exponent = margin_exponent([number(run.final, _MARGIN) for run in runs])
     factor = 10.0**-exponent
     banded = len(runs) <= _MOST_BANDS
-    key = "normalized_margin_quantiles"
+    key = f"{_MARGIN}_quantiles"
     band = (_entry(key, _LOW, factor), _entry(key, _HIGH, factor)) if banded else None
+    single = len(runs) == 1 and not unperturbed(runs[0])
     curves = [
-        _curve(run, name, _of("normalized_margin", factor), color=k, band=band)
+        _curve(run, "perturbed" if single else name, _of(_MARGIN, factor), color=k, band=band)
         for k, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
+    if single:
+        value = _of(f"clean_{_MARGIN}", factor)
+        curves.append(_curve(runs[0], "unperturbed", value, color=0, dashed=True))
     perturbations = {measured_words(run) for run in runs}
-    under = f" under {perturbations.pop()}" if len(perturbations) == 1 else ""
-    caption = f"Line: the smallest margin of the training examples{under}."
+    clean = all(map(unperturbed, runs))
+    under = f" under {perturbations.pop()}" if len(perturbations) == 1 and not clean else ""
+    caption = f"Line: the smallest margin of the {'unperturbed ' * clean}training examples{under}."
     if banded:
         caption += " Band: from the 5% to the 95% quantile of the examples."
-    caption += " Above zero, every one of them is classified correctly."
+    caption += " Where the line is above zero, every one of them is classified correctly."
+    if exponent:
+        caption += f" Unit: 10{margin_unit(exponent).strip(' ()').removeprefix('×10')}."
     ylabel = f"γ̂_m{margin_unit(exponent)}"
     parts = [Captioned(_panel(runs, "Normalised margin γ̂_m", ylabel, curves), caption)]
     if close := _close_to_zero([curve for curve in curves if curve is not None]):
         parts.append(
             Captioned(
                 Panel("γ̂_m near zero", parts[0].panel.xlabel, ylabel, close),
-                f"The late part of {' and '.join(c.label for c in close)} at a larger scale; "
-                "linear axes.",
+                "The late epochs of the curves that end near zero, at a larger scale; linear axes.",
             )
         )
     return parts
@@ -202,7 +210,7 @@ def _accuracies(runs: Sequence[Run]) -> list[Captioned]:
                 runs,
                 "Adversarial accuracy",
                 "adversarial_accuracy",
-                "Share of examples that are classified correctly when perturbed.",
+                "Share of examples, in percent, that are classified correctly when perturbed.",
             )
         )
     parts.append(
@@ -210,23 +218,31 @@ def _accuracies(runs: Sequence[Run]) -> list[Captioned]:
             runs,
             "Clean accuracy",
             "clean_accuracy",
-            "Share of unperturbed examples that are classified correctly.",
+            "Share of unperturbed examples, in percent, that are classified correctly.",
         )
     )
     return parts
 
 
 def _accuracy(runs: Sequence[Run], title: str, key: str, caption: str) -> Captioned:
-    names = [f"{name}, " for name in run_names(runs)] if len(runs) > 1 else [""]
-    curves = []
-    tested = False
-    for k, (name, run) in enumerate(zip(names, runs, strict=True)):
-        test = _curve(run, f"{name}test", _of(f"test_{key}", 100.0), color=k, dashed=True)
-        tested = tested or test is not None
-        curves += [_curve(run, f"{name}train", _of(key, 100.0), color=k), test]
-    if tested:
+    curves: list[Curve | None] = []
+    for k, (train, test) in enumerate(_pairs(runs, "train", "test")):
+        curves.append(_curve(runs[k], train, _of(key, 100.0), color=k))
+        curves.append(_curve(runs[k], test, _of(f"test_{key}", 100.0), color=k, dashed=True))
+    if any(curve is not None and curve.dashed for curve in curves):
         caption += " Solid: training examples; dashed: test examples."
     return Captioned(_panel(runs, title, "correct (%)", curves), caption)
+
+
+def _pairs(runs: Sequence[Run], solid: str, dashed: str) -> list[tuple[str, str]]:
+    """The labels of a solid and a dashed curve of each run."""
+    names = run_names(runs)
+    if len(runs) == 1:
+        return [(solid, dashed)]
+    if len(runs) == 2:
+        return [(f"{name}, {solid}", f"{name}, {dashed}") for name in names]
+    # The legend of many runs names each once; the caption tells solid from dashed.
+    return [(name, "") for name in names]
 
 
 def _norms(runs: Sequence[Run]) -> Captioned:
@@ -246,33 +262,27 @@ def _norms(runs: Sequence[Run]) -> Captioned:
         for k, name in enumerate(layer_names(run))
     ]
     return Captioned(
-        _panel(runs, "Layer norms ρ_k", "ρ_k", layers), "ρ_k: Frobenius norm of layer k."
+        _panel(runs, "Layer norms ρ_k", "ρ_k", layers),
+        "Frobenius norm of the weights of each layer.",
     )
 
 
-def layer_names(run: Run) -> list[str]:
-    """The names of the layers in the order of ``layer_norms``; numbers where none are recorded."""
-    table = run.config.get("layers")
-    norms = run.final.get("layer_norms")
-    known = [
-        str(layer.get("name")) if isinstance(layer, Mapping) else "?"
-        for layer in (table if isinstance(table, list) else [])
-    ]
-    count = len(norms) if isinstance(norms, list) else 0
-    return [known[k] if k < len(known) else f"layer {k + 1}" for k in range(count)]
-
-
 def _losses(runs: Sequence[Run]) -> Captioned:
-    names = [f"{name}, " for name in run_names(runs)] if len(runs) > 1 else [""]
-    curves = []
-    for k, (name, run) in enumerate(zip(names, runs, strict=True)):
-        measured = "clean" if unperturbed(run) else "perturbed"
-        curves.append(_curve(run, f"{name}{measured}", _of("log_loss"), color=k))
+    perturbed = not all(map(unperturbed, runs))
+    curves: list[Curve | None] = []
+    for k, (measured, trained) in enumerate(
+        _pairs(runs, "perturbed" if perturbed else "measured", "as trained")
+    ):
+        run = runs[k]
+        curves.append(_curve(run, measured, _of("log_loss"), color=k))
         if run.config.get("attack") != run.config.get("measure_with"):
-            curves.append(_curve(run, f"{name}as trained", _log_epoch_loss, color=k, dashed=True))
-    caption = "Mean loss of the training examples, in nats; L is the measured one."
+            curves.append(_curve(run, trained, _log_epoch_loss, color=k, dashed=True))
+    kinds = {str(run.config.get("loss")) for run in runs}
+    loss = f"{kinds.pop()} loss" if len(kinds) == 1 else "loss"
+    caption = f"Natural logarithm of L, the mean {loss} of the training examples"
+    caption += ", perturbed as in the measured margins." if perturbed else "."
     if any(curve is not None and curve.dashed for curve in curves):
-        caption += " Dashed: the loss that was minimised, mean over an epoch."
+        caption += " Dashed: the loss that training minimised, mean over an epoch."
     return Captioned(_panel(runs, "Loss", "ln L", curves), caption)
 
 

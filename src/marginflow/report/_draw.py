@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import real
-from marginflow.errors import InputError, StorageError
+from marginflow.errors import InputError
 from marginflow.experiments import Curve, FigureData, Panel
 from marginflow.report._axes import finite, label_text, set_scales, unit_exponent
-from marginflow.report._text import margin_unit
+from marginflow.report._text import margin_unit, unbroken
 from marginflow.report._theme import Theme, ThemeName, theme_named
-from marginflow.runs import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FORMATS = {".pdf": "pdf", ".png": "png", ".svg": "svg"}
 _FONT = 9.0
 _ROW = 0.19  # inches of a line of a legend
+_FEW = 25  # points of a curve that are marked, as one could take the line for a measurement
 _SOLID = ("-", (0, (1, 1)))
 _DASHED = ((0, (4, 1.8)), (0, (6, 1.5, 1, 1.5)))
+_INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+_PAPER = ("axes.facecolor", "figure.facecolor")
 _SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.labelsize": _FONT,
@@ -63,7 +61,7 @@ def draw(figure: FigureData, *, width_inches: float = 9.0, theme: ThemeName = "l
         theme: ``light`` or ``dark``; colours for all kinds of colour vision.
 
     Returns:
-        a figure that belongs to no window, for :func:`save_figure` or a notebook.
+        a figure that belongs to no window, for :func:`marginflow.report.save_figure` or a notebook.
 
     Raises:
         InputError: no panels, curves whose x and y differ in length, a width below 2 inches.
@@ -76,70 +74,22 @@ def draw(figure: FigureData, *, width_inches: float = 9.0, theme: ThemeName = "l
     for panel in figure.panels:
         for curve in panel.curves:
             _check(panel, curve)
-    with _settings(colors):
+    with own_settings(colors):
         return _drawn(figure, width_inches, colors)
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write ``figure`` as SVG, PNG or PDF, by the suffix of ``path``; the folder is made if needed.
-
-    The same figure gives the same bytes. Text in SVG is drawn as paths, so it looks the
-    same everywhere.
-
-    Raises:
-        InputError: another suffix.
-        StorageError: the file system refuses; an old file is then untouched.
-    """
-    path = Path(path)
-    kind = _FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(
-            f"{str(path)!r}: expected a file name that ends in {', '.join(sorted(_FORMATS))}"
-        )
-    content = rendered(figure, kind)
-    make_folder(path.parent)
-    write_atomically(path, content)
-    return path
-
-
-def rendered(figure: Figure, kind: str) -> bytes:
-    """``figure`` in the format ``svg``, ``png`` or ``pdf``, without the date of drawing."""
-    import matplotlib
-
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "marginflow", "svg.fonttype": "path"}):
-        figure.savefig(
-            buffer, format=kind, dpi=200, metadata=dates[kind], facecolor=figure.get_facecolor()
-        )
-    return buffer.getvalue()
-
-
-def make_folder(folder: Path) -> None:
-    """Make ``folder`` and its parents.
-
-    Raises:
-        StorageError: the file system refuses.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
-
-
 @contextlib.contextmanager
-def _settings(colors: Theme) -> Iterator[None]:
+def own_settings(colors: Theme | None = None) -> Iterator[None]:
     """Our settings on matplotlib's defaults, whatever the user's own; restored afterwards."""
     import matplotlib
 
-    ink = dict.fromkeys(
-        ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"),
-        colors.ink,
-    )
-    paper = {"figure.facecolor": colors.paper, "axes.facecolor": colors.paper}
+    ours = dict(_SETTINGS)
+    if colors is not None:
+        ours |= dict.fromkeys(_INKED, colors.ink) | dict.fromkeys(_PAPER, colors.paper)
+        ours["grid.color"] = colors.grid
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**_SETTINGS, **ink, **paper, "grid.color": colors.grid})
+        matplotlib.rcParams.update(ours)
         yield
 
 
@@ -194,6 +144,9 @@ def _drawn(figure: FigureData, width: float, colors: Theme) -> Figure:
     for line in below:
         _write(canvas, line, edge)
         edge -= line.height
+    # Laid out once and for all: a second pass would move things by a hair, and so the bytes.
+    layout.execute(canvas)
+    canvas.set_layout_engine("none")
     return canvas
 
 
@@ -216,16 +169,16 @@ def _block(lines: Sequence[str], size: float, color: str, weight: str = "normal"
 
 
 def _write(canvas: Figure, line: _Line, edge: float) -> None:
-    """Write ``line`` with its upper edge ``edge`` inches above the bottom."""
+    """Write ``line`` with its upper edge ``edge`` inches above the bottom of the figure."""
     width, height = canvas.get_size_inches()
     canvas.text(
         0.1 / width,
-        edge / height,
+        (edge - 1.05 * line.size / 72) / height,  # the baseline: symbols do not move the line
         line.text,
         fontsize=line.size,
         color=line.color,
         fontweight=line.weight,
-        va="top",
+        va="baseline",
     )
 
 
@@ -240,7 +193,7 @@ def _columns(panels: int, width: float) -> int:
 def _wrapped(text: str, width: float, size: float) -> list[str]:
     """Lines of ``text`` that fit into ``width`` inches; DejaVu Sans is about 0.56 em a letter."""
     limit = max(12, int((width - 0.2) * 72 / (0.56 * size)))
-    return [label_text(line) for line in textwrap.wrap(text, limit)]
+    return [label_text(line) for line in textwrap.wrap(unbroken(text), limit)]
 
 
 @dataclass(frozen=True)
@@ -265,7 +218,7 @@ def _legend(panel: Panel, breadth: float) -> _Legend:
         if curve.label
     ]
     letters = max((len(part) for label in labels for part in label.split("\n")), default=0)
-    fitting = int((breadth - 0.7) / (0.6 + letters * 0.56 * _FONT / 72))
+    fitting = int((breadth - 0.6) / (0.55 + letters * 0.53 * _FONT / 72))
     return _Legend(labels, max(1, min(len(labels), fitting)))
 
 
@@ -291,8 +244,10 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
                 axes.plot(x, edge, color=color, alpha=0.55, linewidth=0.6, zorder=2.2)
         (line,) = axes.plot(x, y, color=color, linestyle=stroke, linewidth=1.7)
         line.set_zorder(3 + order / 100)
-        if alone := _isolated(x, y):
-            line.set(marker="o", markersize=4, markevery=alone)
+        marked = range(len(x)) if len(x) <= _FEW else _isolated(x, y)
+        if marked:
+            filling = colors.paper if curve.dashed else color
+            line.set(marker="o", markersize=3, markerfacecolor=filling, markevery=list(marked))
         if curve.label:
             handles.append(line)
     set_scales(axes, panel, [v * x_unit for v in xs], [v * y_unit for v in drawn])
@@ -303,7 +258,7 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
     axes.tick_params(length=3)
     if handles:
         # Under the axis label, where no curve is, whatever the height of the axes.
-        under = ScaledTranslation(0, -0.43, axes.figure.dpi_scale_trans)
+        under = ScaledTranslation(0, -0.45, axes.figure.dpi_scale_trans)
         axes.legend(
             handles,
             legend.labels,

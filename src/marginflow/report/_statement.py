@@ -59,12 +59,10 @@ def question(runs: Sequence[Run]) -> str:
 
 
 def default_title(runs: Sequence[Run]) -> str:
-    """``fgsm: trained against FGSM, ε = 0.1``, or the names of the runs that are compared."""
+    """``fgsm: training against FGSM, ε = 0.1``, or the names of the runs that are compared."""
     names = run_names(runs)
     if len(runs) == 1:
-        how = attack_words(runs[0].config.get("attack"))
-        trained = "standard training" if is_standard(runs[0]) else f"trained against {how}"
-        return f"{names[0]}: {trained}"
+        return f"{names[0]}: {training_words(runs[0])}"
     if len(runs) > 3:
         return f"{len(runs)} runs compared"
     return f"{', '.join(names[:-1])} and {names[-1]} compared"
@@ -72,7 +70,7 @@ def default_title(runs: Sequence[Run]) -> str:
 
 def setting(runs: Sequence[Run]) -> str:
     """``n = 286, seed 0``, once for all runs where it is the same, else run by run."""
-    each = [f"n = {_known(run, 'examples')}, seed {_known(run, 'seed')}" for run in runs]
+    each = [f"n = {_examples(run)}, seed {_known(run, 'seed')}" for run in runs]
     if len(set(each)) == 1:
         return each[0]
     return "; ".join(f"{name}: {text}" for name, text in zip(run_names(runs), each, strict=True))
@@ -111,6 +109,13 @@ def is_standard(run: Run) -> bool:
     return run.config.get("attack") in (None, "none")
 
 
+def training_words(run: Run) -> str:
+    """``training against FGSM, ε = 0.1`` or ``standard training``."""
+    if is_standard(run):
+        return "standard training"
+    return f"training against {attack_words(run.config.get('attack'))}"
+
+
 def unperturbed(run: Run) -> bool:
     """Whether the margins of the run are those of unperturbed examples."""
     return run.config.get("measure_with") in (None, "none")
@@ -144,11 +149,7 @@ def _own_caveats(name: str, run: Run) -> list[str]:
 def _single(run: Run) -> str:
     final = run.final
     margin = _margin(run, margin_exponent([number(final, "normalized_margin")]))
-    training = (
-        "Standard training"
-        if is_standard(run)
-        else f"Training against {attack_words(run.config.get('attack'))}"
-    )
+    training = training_words(run)
     under = (
         "of the unperturbed training examples"
         if unperturbed(run)
@@ -157,8 +158,9 @@ def _single(run: Run) -> str:
         else f"under {measured_words(run)}"
     )
     return (
-        f"{training} for {_epochs(run)} on {_known(run, 'data')} ({setting([run])}) ends with "
-        f"{margin} (the smallest normalised margin {under}) and {_accuracies(run)} classified correctly."
+        f"{training[0].upper()}{training[1:]} for {_epochs(run)} on {_known(run, 'data')} "
+        f"({setting([run])}) ends with {margin} (the smallest normalised margin {under}) "
+        f"and {_accuracies(run)} classified correctly."
     )
 
 
@@ -190,22 +192,20 @@ def _ranked(runs: Sequence[Run]) -> str:
     exponent = margin_exponent(values)
     order = [k for k, value in enumerate(values) if value is not None]
     order.sort(key=lambda k: -(values[k] or 0.0))
-    where = f"({_known(runs[0], 'data')}, {setting(runs)})"
-    under = f"Measured under {measured_words(runs[0])}"
+    where = f"on {_known(runs[0], 'data')} ({setting(runs)})"
+    under = f"Measured under {measured_words(runs[0])} {where}"
     if len(order) < 2:
-        return f"{under}, fewer than two of these {len(runs)} runs have a finite γ̂_m {where}."
-    if values[order[0]] == values[order[-1]]:
-        shared = _margin(runs[order[0]], exponent)
-        return (
-            f"{under}, all {len(order)} runs end with the same normalised margin, {shared} {where}."
-        )
+        return f"{under}, fewer than two of these {len(runs)} runs have a finite γ̂_m."
     best, worst = order[0], order[-1]
+    if values[best] == values[worst]:
+        shared = _margin(runs[best], exponent)
+        return f"{under}, all {len(order)} runs end with the same normalised margin, {shared}."
     return (
         f"{under}, {names[best]} ends with the largest normalised margin of {len(order)} runs, "
         f"{_margin(runs[best], exponent)} after {_epochs(runs[best])} with {_accuracies(runs[best])} "
         f"classified correctly, and {names[worst]} with the smallest, "
         f"{_margin(runs[worst], exponent)} after {_epochs(runs[worst])} with "
-        f"{_accuracies(runs[worst])} {where}."
+        f"{_accuracies(runs[worst])}."
     )
 
 
@@ -240,18 +240,18 @@ def _margin(run: Run, exponent: int) -> str:
     if value is None:
         return "no finite γ̂_m"
     unit = times_power_of_ten(exponent) if exponent else ""
-    return f"γ̂_m\u00a0=\u00a0{format_margin(value, exponent, 3)}{unit}"
+    return f"γ̂_m = {format_margin(value, exponent, 3)}{unit}"
 
 
 def _accuracies(*runs: Run) -> str:
     """``100% against 23.8% of the perturbed training examples (91.5% against 26.8% of the test …)``."""
-    kind = "" if unperturbed(runs[0]) else "perturbed "
+    kind, measured = ("", "clean") if unperturbed(runs[0]) else ("perturbed ", "adversarial")
+    keys = (f"{measured}_accuracy", f"test_{measured}_accuracy")
     train, test = (
-        " against ".join(format_percent(number(run.final, key)) for run in runs)
-        for key in ("adversarial_accuracy", "test_adversarial_accuracy")
+        " against ".join(format_percent(number(run.final, key)) for run in runs) for key in keys
     )
     words = f"{train} of the {kind}training examples"
-    if all(number(run.final, "test_adversarial_accuracy") is None for run in runs):
+    if all(number(run.final, keys[1]) is None for run in runs):
         return words
     return f"{words} ({test} of the test examples)"
 
@@ -265,6 +265,10 @@ def _epochs(run: Run) -> str:
     count = epoch_of(run.final)
     word = "steps" if number(run.final, "epoch") is None else "epochs"
     return f"{format_count(count)} {word[:-1] if count == 1 else word}"
+
+
+def _examples(run: Run) -> str:
+    return format_count(number(run.config, "examples"))
 
 
 def _known(run: Run, key: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from marginflow._specs import parse
@@ -21,23 +21,6 @@ _NAMES = {
     "pgd-l2": "ℓ2-PGD",
     "pgd-linf": "ℓ∞-PGD",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table before it is printed.
-
-    Attributes:
-        caption: what it shows, with n, seed and unit where they are the same for all rows.
-        header: one title a column.
-        rows: text, in the columns' order.
-        words: how many columns, from the left, hold words; the others hold numbers.
-    """
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
@@ -64,8 +47,13 @@ def format_number(value: float | None, digits: int = 4) -> str:
 
 
 def times_power_of_ten(exponent: int) -> str:
-    """`` × 10⁻³``, with spaces that do not break."""
-    return f"\u00a0×\u00a010{str(exponent).translate(_SUPERSCRIPTS)}"
+    """`` × 10⁻³``."""
+    return f" × 10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def unbroken(text: str) -> str:
+    """``text`` with spaces that do not break around = and ×: no line ends in ``n =``."""
+    return re.sub(r" ([=×]) ", "\u00a0\\1\u00a0", text)
 
 
 def margin_exponent(values: Sequence[float | None]) -> int:
@@ -104,19 +92,17 @@ def format_percent(share: float | None) -> str:
 
 
 def format_ticks(values: Sequence[float], *, together: bool) -> list[str]:
-    """Tick labels: ordinary numbers from 0.0001 to 100,000, powers of ten beyond.
+    """Tick labels: ordinary numbers, but powers of ten on an axis that leaves 0.001 to 10,000.
 
     Args:
         values: the ticks of one axis.
         together: whether all show the same number of decimals, as on a linear axis.
     """
-    plain = [value == 0 or 1e-4 <= abs(value) <= 1e5 * (1 + 1e-9) for value in values]
-    if together and all(plain):
+    if together:
         decimals = max((len(f"{v:.6g}".partition(".")[2]) for v in values), default=0)
         return [f"{value:,.{decimals}f}".replace("-", "−") for value in values]
-    return [
-        _tick(value) if short else _power(value) for value, short in zip(values, plain, strict=True)
-    ]
+    wide = any(value and not 1e-3 <= abs(value) * (1 + 1e-9) < 1.1e4 for value in values)
+    return [_power(v) if wide and not 0.1 <= abs(v) <= 100 and v else _tick(v) for v in values]
 
 
 def _tick(value: float) -> str:
@@ -167,10 +153,13 @@ def _fraction(text: str) -> str:
 
 def run_names(runs: Sequence[Run]) -> list[str]:
     """The runs' names, made distinct by their folders, or by numbers where that is not enough."""
-    names = [" ".join(run.name.split()) or "run" for run in runs]
-    for k, run in enumerate(runs):
-        if names.count(run.name) > 1 and run.path is not None:
-            names[k] = f"{run.path.resolve().parent.name}/{run.name}"
+    plain = [" ".join(run.name.split()) or "run" for run in runs]
+    names = [
+        name
+        if run.path is None or plain.count(name) == 1
+        else f"{run.path.resolve().parent.name}/{name}"
+        for name, run in zip(plain, runs, strict=True)
+    ]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: k + 1].count(name)})"
         for k, name in enumerate(names)
@@ -184,7 +173,7 @@ def check_runs(runs: Sequence[Run]) -> None:
         InputError: no runs, or something else than runs.
         RunError: a run without measurements.
     """
-    if isinstance(runs, Run) or not all(isinstance(run, Run) for run in runs):
+    if not isinstance(runs, Sequence) or not all(isinstance(run, Run) for run in runs):
         raise InputError("runs: expected a list of runs, as mf.load_run and mf.train return them")
     if not runs:
         raise InputError("runs: expected at least one run, got none")
@@ -200,53 +189,6 @@ def epoch_of(record: Mapping[str, Any]) -> float | None:
     """The epoch of a measurement, or its step where a foreign loop counts steps only."""
     epoch = number(record, "epoch")
     return number(record, "step") if epoch is None else epoch
-
-
-def comparison_table(runs: Sequence[Run]) -> Table:
-    """One row a run: its final measurement, as text.
-
-    Columns: run, attack, measured with, epochs, γ̂_m, adversarial accuracy (train, test), clean
-    accuracy (train, test), ρ. What a run does not have is shown as –.
-
-    Raises:
-        InputError: no runs.
-        RunError: a run without measurements.
-    """
-    check_runs(runs)
-    exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
-    header = (
-        "run",
-        "trained against",
-        "measured with",
-        "epochs",
-        f"γ̂_m{margin_unit(exponent)}",
-        "adversarial accuracy, train",
-        "adversarial accuracy, test",
-        "clean accuracy, train",
-        "clean accuracy, test",
-        "ρ",
-    )
-    rows = tuple(
-        (
-            name,
-            attack_words(run.config.get("attack")),
-            attack_words(run.config.get("measure_with")),
-            format_count(epoch_of(run.final)),
-            format_margin(number(run.final, "normalized_margin"), exponent),
-            *(
-                format_percent(number(run.final, key))
-                for key in (
-                    "adversarial_accuracy",
-                    "test_adversarial_accuracy",
-                    "clean_accuracy",
-                    "test_clean_accuracy",
-                )
-            ),
-            format_number(number(run.final, "norm_product")),
-        )
-        for name, run in zip(run_names(runs), runs, strict=True)
-    )
-    return Table("The last measurement of each run", header, rows, words=3)
 
 
 def format_count(value: float | None) -> str:

@@ -1,0 +1,325 @@
+"""The scale test: does an attack keep its strength when every layer is multiplied by c?
+
+On a bias-free ReLU network that changes no decision and no normalised margin, f(x; cW) = c^L f(x; W), so
+it must not change the adversarial accuracy. Where it does, the attack has lost its strength.
+Measured: PGD in the ℓ2 ball on MNIST's held-out digits 3 and 8, by marginflow, torchattacks,
+foolbox and the Adversarial Robustness Toolbox (ART).
+
+How to run (`make test-extras` makes the environment; MNIST's four files lie in DATA/mnist):
+
+    MARGINFLOW_DATA=DATA .venv-extras/bin/python benchmarks/scale_test.py --out docs/images/scale-test.png
+
+trains the network first. `--run DIR` takes a run of `marginflow train` on two classes instead.
+docs/scale-test.md explains the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.metadata
+import importlib.util
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import marginflow as mf
+
+PACKAGES = ("marginflow", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "torch")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The perturbation that every library is asked for: ℓ2-PGD from x itself, x + δ in [0, 1]."""
+
+    eps: float
+    steps: int
+    batch_size: int
+
+    @property
+    def step_size(self) -> float:
+        """The usual 2.5 ε/steps."""
+        return 2.5 * self.eps / self.steps
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did at one scale; δ is in the order of the examples."""
+
+    accuracy: float
+    delta: Tensor
+
+    @property
+    def length(self) -> float:
+        """The mean of ‖δ_i‖₂."""
+        return float(torch.linalg.vector_norm(self.delta.flatten(1).double(), dim=1).mean())
+
+
+class TwoLogits(nn.Module):
+    """The same classifier with two outputs, [−f/2, f/2]: attack libraries know no single one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, 2) of the classes −1 and +1."""
+        f = self.model(x).reshape(-1, 1)
+        return torch.cat([-f / 2, f / 2], dim=1)
+
+
+def marginflow(model: nn.Module, x: Tensor, y: Tensor, how: Setting, objective: str) -> Tensor:
+    attack = mf.attacks.PGD(
+        "l2",
+        eps=how.eps,
+        steps=how.steps,
+        step_size=how.step_size,
+        bounds=(0, 1),
+        objective=objective,
+    )
+    return x + attack(model, x, y).delta
+
+
+def marginflow_margin(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
+    return marginflow(model, x, y, how, "margin")
+
+
+def marginflow_loss(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
+    return marginflow(model, x, y, how, "loss")
+
+
+def torchattacks(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
+    from torchattacks import PGDL2
+
+    attack = PGDL2(
+        TwoLogits(model), eps=how.eps, alpha=how.step_size, steps=how.steps, random_start=False
+    )
+    return attack(x, (y > 0).long())
+
+
+def foolbox(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
+    from foolbox import PyTorchModel
+    from foolbox.attacks import L2ProjectedGradientDescentAttack
+
+    attack = L2ProjectedGradientDescentAttack(
+        abs_stepsize=how.step_size, steps=how.steps, random_start=False
+    )
+    wrapped = PyTorchModel(TwoLogits(model).eval(), bounds=(0, 1), device=x.device)
+    moved, _, _ = attack(wrapped, x, (y > 0).long(), epsilons=how.eps)
+    return moved
+
+
+def art(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        TwoLogits(model),
+        nn.CrossEntropyLoss(),
+        tuple(x.shape[1:]),
+        2,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    attack = ProjectedGradientDescent(
+        classifier, norm=2, eps=how.eps, eps_step=how.step_size, max_iter=how.steps, verbose=False
+    )
+    return torch.from_numpy(attack.generate(x.numpy(), (y > 0).long().numpy()))
+
+
+Method = Callable[[nn.Module, Tensor, Tensor, Setting], Tensor]
+METHODS: dict[str, Method] = {
+    "marginflow": marginflow_margin,
+    'marginflow, objective="loss"': marginflow_loss,
+    "ART": art,
+    "foolbox": foolbox,
+    "torchattacks": torchattacks,
+}
+# Okabe and Ito's colours for all kinds of colour vision; line style and marker tell the curves apart too.
+STYLES = {
+    "marginflow": ("#0072b2", "-", "o"),
+    'marginflow, objective="loss"': ("#56b4e9", (0, (1, 1.2)), "D"),
+    "ART": ("#009e73", "--", "s"),
+    "foolbox": ("#d55e00", "-.", "^"),
+    "torchattacks": ("#cc79a7", (0, (5, 1, 1, 1, 1, 1)), "v"),
+}
+
+
+def scaled(model: nn.Module, c: float) -> nn.Module:
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(c)
+    return copied.eval()
+
+
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, how: Setting, scales: list[float]
+) -> dict[str, dict[float, Outcome]]:
+    """Every method at every scale, each with a copy of the network of its own."""
+    found: dict[str, dict[float, Outcome]] = {name: {} for name in METHODS}
+    for c in scales:
+        for name, method in METHODS.items():
+            victim = scaled(model, c)
+            batches = zip(x.split(how.batch_size), y.split(how.batch_size), strict=True)
+            moved = torch.cat([method(victim, xb, yb, how).detach() for xb, yb in batches])
+            found[name][c] = Outcome(accuracy(victim, moved, y), moved - x)
+    return found
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    return float((model(x).reshape(-1) * y > 0).double().mean())
+
+
+def table(rows: dict[str, list[str]], head: list[str]) -> str:
+    """A Markdown table."""
+    lines = [[*head], ["---"] + ["--:"] * (len(head) - 1), *([k, *v] for k, v in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(
+    path: Path, found: dict[str, dict[float, Outcome]], clean: float, scales: list[float], note: str
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "marginflow", "font.size": 10})
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = plt.subplots(figsize=(8.0, 3.9), layout="constrained")
+    axes.axhline(clean, color="#7a7a7a", linewidth=1, zorder=1)
+    axes.annotate(
+        f"clean accuracy {clean:.1%}",
+        (scales[0], clean),
+        xytext=(0, -4),
+        textcoords="offset points",
+        va="top",
+        color="#59636e",
+        fontsize=9,
+    )
+    for name, outcomes in found.items():
+        color, line, marker = STYLES[name]
+        ours = name == "marginflow"
+        axes.plot(
+            scales,
+            [outcomes[c].accuracy for c in scales],
+            color=color,
+            linestyle=line,
+            marker=marker,
+            linewidth=2.6 if ours else 1.8,
+            markersize=9 if ours else 6,
+            markerfacecolor=color if ours else "white",
+            markeredgewidth=1.6,
+            zorder=3 if ours else 2,
+            label=name,
+        )
+    lowest = min(outcome.accuracy for outcomes in found.values() for outcome in outcomes.values())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(scales, [f"{c:g}" for c in scales])
+    axes.minorticks_off()
+    axes.set_ylim(max(0.0, lowest - 0.05), 1.04)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("every layer multiplied by c (no decision changes)")
+    axes.set_ylabel("adversarial accuracy")
+    axes.grid(axis="y", color="#e3e6ea")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    # From the top down as the curves are.
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside right center", frameon=False, handlelength=3.6
+    )
+    axes.set_title(note, loc="left", fontsize=9, color="#59636e")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="a run on two classes instead of a training")
+    parser.add_argument("--data-dir", type=Path, help="instead of $MARGINFLOW_DATA")
+    parser.add_argument("--epochs", type=int, default=10, help="of the training")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--eps", type=float, default=1.5, help="ℓ2 budget of the attacks")
+    parser.add_argument("--steps", type=int, default=10, help="of the attacks")
+    parser.add_argument("--batch-size", type=int, default=128, help="of the attacks")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1, 2, 4, 8, 16], metavar="C")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--out", type=Path, help="the figure; written as .png and as .svg")
+    for module in ("torchattacks", "foolbox", "art"):
+        if importlib.util.find_spec(module) is None:
+            parser.error(
+                f"{module} is missing; run me with .venv-extras/bin/python (make test-extras makes "
+                "it), or pip install 'marginflow[attack-libraries]'"
+            )
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    torch.set_num_threads(asked.threads)
+    began = time.perf_counter()
+    if asked.run is not None:
+        run = mf.load_run(asked.run)
+        data = mf.load(run.config["data"], data_dir=asked.data_dir)
+    else:
+        data = mf.load("mnist:3,8", data_dir=asked.data_dir)
+        run = mf.train(
+            "mlp:1024,64",
+            data,
+            attack="fgsm:eps=16/255",
+            lr=0.1,
+            batch_size=80,
+            epochs=asked.epochs,
+            measure=False,
+            seed=asked.seed,
+        )
+    model = run.load_model().eval()
+    if data.test is None or not data.binary:
+        raise SystemExit(f"the data {data.name!r}: expected two classes and a test set")
+    x, y = data.test.x, data.test.y
+    trained = time.perf_counter() - began
+
+    how = Setting(asked.eps, asked.steps, asked.batch_size)
+    began = time.perf_counter()
+    found = measure(model, x, y, how, asked.scales)
+    measured = time.perf_counter() - began
+    clean = accuracy(model, x, y)
+
+    c = run.config
+    print(
+        f"network   {c['model_spec']}, {c['attack']}, {c['loss']}, lr {c['lr']:g}, "
+        f"batch {c['batch_size']}, {c['epochs']} epochs, seed {c['seed']}\n"
+        f"examples  {data.name}, test set, n = {len(y)}; clean accuracy {clean:.4f}\n"
+        f"attack    ℓ2-PGD, ε = {how.eps:g}, {how.steps} steps of {how.step_size:g}, no random start, "
+        f"bounds 0..1, float32, batches of {how.batch_size}\n"
+        f"versions  {', '.join(f'{p} {importlib.metadata.version(p)}' for p in PACKAGES)}, "
+        f"Python {platform.python_version()}, {asked.threads} threads\n"
+        f"time      network {trained:.0f} s, attacks {measured:.0f} s\n"
+    )
+    head = [f"c = {scale:g}" for scale in asked.scales]
+    rows = {n: [f"{o.accuracy:.3f}" for o in by_scale.values()] for n, by_scale in found.items()}
+    print(table(rows, ["adversarial accuracy", *head]), end="\n\n")
+    rows = {n: [f"{o.length:.3f}" for o in by_scale.values()] for n, by_scale in found.items()}
+    print(table(rows, [f"mean ‖δ‖₂ (ε = {how.eps:g})", *head]), end="\n\n")
+    first, *others = (outcome.delta for outcome in found["marginflow"].values())
+    same = all(torch.equal(first, delta) for delta in others)
+    print(f"marginflow's δ, bit for bit the same at every c: {'yes' if same else 'no'}")
+    if asked.out is not None:
+        note = f"MNIST 3 vs 8, test set, n = {len(y)}; ℓ2-PGD, ε = {how.eps:g}, {how.steps} steps"
+        draw(asked.out, found, clean, asked.scales, f"{note}; seed {c['seed']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The report: one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import marginflow
+from marginflow.errors import InputError
+from marginflow.experiments import FigureData
+from marginflow.report._command import reproduction
+from marginflow.report._curves import captioned_panels
+from marginflow.report._draw import draw
+from marginflow.report._save import make_folder, rendered
+from marginflow.report._settings import settings_table, versions_table
+from marginflow.report._statement import caveats, default_title, question, setting, statement
+from marginflow.report._svg import describe, inline_svg, style_variables, symbols
+from marginflow.report._tables import course_tables, final_table, layer_tables
+from marginflow.report._text import check_runs, run_names
+from marginflow.report._theme import theme_named
+from marginflow.runs import Run, write_atomically
+
+_PANEL_INCHES = 4.5  # legible when shrunk to a phone, not coarse when two stand on a desk
+
+
+def write_report(
+    runs: Sequence[Run], path: str | os.PathLike[str], *, title: str | None = None
+) -> Path:
+    """Write the page of one run, or of several beside each other.
+
+    Contents: the question and the answer in one sentence, the final numbers, the figures of
+    :func:`comparison`, the way there, the layers, the settings, the command lines that train
+    the runs again, and the versions. Everything lies in the one file, in light and dark colours and
+    for paper; strings from the runs are escaped. The same runs give the same bytes.
+
+    Args:
+        runs: measured runs, in the order of their colours.
+        path: the HTML file; its folder is made if needed.
+        title: the page's title; by default the names of the runs.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        InputError: no runs, or a path that does not end in ``.html``.
+        RunError: a run without measurements.
+        StorageError: the file system refuses; an old page is then untouched.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{str(path)!r}: expected a file name that ends in .html")
+    page = _page(runs, title)
+    make_folder(path.parent)
+    write_atomically(path, page)
+    return path
+
+
+def _page(runs: Sequence[Run], title: str | None) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    check_runs(runs)
+    names = run_names(runs)
+    environment = Environment(
+        loader=PackageLoader("marginflow.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["symbols"] = symbols
+    return environment.get_template("report.html.j2").render(
+        title=default_title(runs) if title is None else title,
+        question=question(runs),
+        answer=statement(runs),
+        caveats=caveats(runs),
+        final=final_table(runs),
+        figures=_figures(runs),
+        courses=course_tables(runs),
+        layers=layer_tables(runs),
+        settings=settings_table(runs),
+        commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
+        versions=versions_table(runs),
+        palette=len(theme_named("light").palette),
+        light=style_variables("light"),
+        dark=style_variables("dark"),
+        marginflow_version=marginflow.__version__,
+    )
+
+
+def _figures(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Every panel as a drawing of its own: a phone shows them below each other."""
+    figures: list[dict[str, str]] = []
+    for k, part in enumerate(captioned_panels(runs), start=1):
+        # The page has the title and the caption as text, where they can be read and searched.
+        alone = dataclasses.replace(part.panel, title="")
+        drawn = draw(FigureData(f"figure-{k}", "", "", (alone,)), width_inches=_PANEL_INCHES)
+        svg = inline_svg(rendered(drawn, "svg"), f"f{k}", describe(part.panel))
+        figures.append(
+            {
+                "title": part.panel.title,
+                "caption": f"{part.caption} {setting(runs)}.",
+                "svg": svg,
+            }
+        )
+    return figures

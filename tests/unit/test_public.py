@@ -1,0 +1,143 @@
+"""The public face: what there is, in which order, and what importing it costs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import marginflow as mf
+from marginflow import errors
+
+PUBLIC = [
+    "Dataset",
+    "Homogeneity",
+    "Layer",
+    "Margins",
+    "Monitor",
+    "Run",
+    "adversarial_margins",
+    "attacks",
+    "datasets",
+    "errors",
+    "load",
+    "load_run",
+    "losses",
+    "measure_homogeneity",
+    "models",
+    "normalized_network",
+    "train",
+]
+PACKAGES = {
+    "attacks": [
+        *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
+        *("Perturbation", "build", "check_budget"),
+    ],
+    "engine": ["AutogradEngine", "LossGradient"],
+    "models": [
+        *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "deep_linear"),
+        *("load_weights", "mlp"),
+    ],
+}
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_public_names_are_pinned_and_sorted() -> None:
+    assert mf.__all__ == PUBLIC
+    assert sorted(mf.__all__) == mf.__all__
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_names_of_the_packages_are_pinned(package: str) -> None:
+    module = importlib.import_module(f"marginflow.{package}")
+    assert module.__all__ == PACKAGES[package]
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(mf, name)
+    assert getattr(mf, name) is value
+    assert inspect.getdoc(value)
+
+
+def test_star_import_gives_the_public_names() -> None:
+    namespace: dict[str, object] = {}
+    exec("from marginflow import *", namespace)
+    assert set(PUBLIC) <= set(namespace)
+
+
+def test_dir_has_every_name_once() -> None:
+    for name in PUBLIC:
+        getattr(mf, name)  # loading a module puts it among the globals as well
+    names = dir(mf)
+    assert set(PUBLIC) <= set(names)
+    assert "__version__" in names
+    assert len(names) == len(set(names))
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'marginflow' has no attribute 'trian'"):
+        mf.trian  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(mf, "Trainer")
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    heavy = ("torch", "matplotlib", "typer", "rich", "jinja2", "sklearn", "numpy", "scipy")
+    code = f"import sys, marginflow; print([m for m in {heavy} if m in sys.modules])"
+    assert run(code) == "[]"
+
+
+def test_listing_names_loads_nothing_either() -> None:
+    code = "import sys, marginflow as mf; dir(mf); mf.__all__; print('torch' in sys.modules)"
+    assert run(code) == "False"
+
+
+def test_using_the_library_loads_no_drawing_code() -> None:
+    """Every public name, without a warning, and still no matplotlib, HTML or command line."""
+    code = (
+        "import sys, marginflow as mf; [getattr(mf, n) for n in mf.__all__]; "
+        "print([m for m in ('matplotlib', 'typer', 'jinja2') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def test_the_error_tree() -> None:
+    """As drawn at the top of errors.py, each also the builtin that a caller may expect."""
+    tree = {
+        errors.InputError: (errors.MarginflowError, ValueError),
+        errors.SpecificationError: (errors.InputError,),
+        errors.DataError: (errors.InputError,),
+        errors.ModelError: (errors.InputError,),
+        errors.NotHomogeneousError: (errors.ModelError,),
+        errors.RunError: (errors.InputError,),
+        errors.StorageError: (errors.MarginflowError, OSError),
+        errors.MissingDependencyError: (errors.MarginflowError, ImportError),
+        errors.DivergedError: (errors.MarginflowError, ArithmeticError),
+    }
+    for kind, bases in tree.items():
+        assert all(issubclass(kind, base) for base in bases)
+    defined = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.MarginflowError)
+    }
+    assert defined == {*tree, errors.MarginflowError}
+
+
+def test_what_errors_carry() -> None:
+    assert errors.NotHomogeneousError("no", "w").offender == "w"
+    missing = errors.MissingDependencyError("foolbox", "this", extra="attack-libraries")
+    assert (
+        str(missing)
+        == "this needs the package 'foolbox': pip install 'marginflow[attack-libraries]'"
+    )
+    assert str(errors.MissingDependencyError("ray", "that")).endswith("pip install ray")
+    assert (errors.DivergedError("x", 5, 2).step, errors.DivergedError("x", 5, 2).epoch) == (5, 2)
