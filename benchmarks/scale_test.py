@@ -173,8 +173,12 @@ def measure(
 
 
 @torch.no_grad()
+def margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return model(x).reshape(-1) * y
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return float((model(x).reshape(-1) * y > 0).double().mean())
+    return float((margins(model, x, y) > 0).double().mean())
 
 
 def table(rows: dict[str, list[str]], head: list[str]) -> str:
@@ -301,7 +305,8 @@ def main() -> None:
     print(
         f"network   {c['model_spec']}, {c['attack']}, {c['loss']}, lr {c['lr']:g}, "
         f"batch {c['batch_size']}, {c['epochs']} epochs, seed {c['seed']}\n"
-        f"examples  {data.name}, test set, n = {len(y)}; clean accuracy {clean:.4f}\n"
+        f"examples  {data.name}, test set, n = {len(y)}; clean accuracy {clean:.4f}, "
+        f"median margin {float(margins(model, x, y).median()):.1f} at c = 1\n"
         f"attack    ℓ2-PGD, ε = {how.eps:g}, {how.steps} steps of {how.step_size:g}, no random start, "
         f"bounds 0..1, float32, batches of {how.batch_size}\n"
         f"versions  {', '.join(f'{p} {importlib.metadata.version(p)}' for p in PACKAGES)}, "

@@ -46,7 +46,9 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
             )
         return True
     if y.dtype != torch.int64:
-        raise DataError(f"labels: expected class numbers of torch.int64, got {y.dtype}; use y.long()")
+        raise DataError(
+            f"labels: expected class numbers of torch.int64, got {y.dtype}; use y.long()"
+        )
     if not bool(((y >= 0) & (y < outputs.shape[1])).all()):
         raise DataError(
             f"labels: expected 0 … {outputs.shape[1] - 1} for a network with "

@@ -213,7 +213,7 @@ def test_bad_data_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for data, message in [
         (f"npz:{bad}", "NaN"),
         (f"npz:{pickled}", "pickle"),
-        ("mnist:3,8", "magic"),
+        ("mnist:3,8", "expected an IDX file"),
     ]:
         out = str(tmp_path / "run")
         arguments = ["train", "--data", data, "--model", "mlp:4", "--data-dir", str(tmp_path)]

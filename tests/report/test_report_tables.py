@@ -154,6 +154,9 @@ def test_the_course_is_told_at_powers_of_ten(make_run: Make) -> None:
     assert table.header[1:3] == ["γ̂_m (×10⁻³)", "median margin (×10⁻³)"]
     assert table.rows[0][1:3] == ["−1.000", "4.000"]
     assert [row[0] for row in course_tables([make_run(epochs=(7,))])[0].rows] == ["7"]
+    # 180 is nearer to 100 than 30 is, as ratios go.
+    between = course_tables([make_run(epochs=(0, 1, 10, 30, 180, 1000))])[0]
+    assert [row[0] for row in between.rows] == ["0", "1", "10", "180", "1,000"]
     plain = course_tables([make_run(attack="none", test=False)])[0]
     assert [title for title in plain.header if "accuracy" in title] == ["clean accuracy, train"]
 

@@ -36,9 +36,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert checkpoint.info["step"] == 3
     assert torch.equal(checkpoint.tensors["model.w"], torch.full((3,), 3.0))
     names = sorted(p.name for p in (run.path / "checkpoints").iterdir())
-    assert names == [
-        f"step-0000000{k}.{end}" for k in (2, 3) for end in ("json", "safetensors")
-    ], "only the newest two are kept, and no temporary file"
+    assert names == [f"step-0000000{k}.{end}" for k in (2, 3) for end in ("json", "safetensors")], (
+        "only the newest two are kept, and no temporary file"
+    )
 
 
 def test_a_checkpoint_cut_at_any_length_is_noticed(
@@ -202,4 +202,8 @@ def test_atomic_writes_leave_no_temporary_file(tmp_path: Path) -> None:
 
 def test_metrics_are_lines_of_json(tmp_path: Path) -> None:
     run = saved(tmp_path)
-    assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]

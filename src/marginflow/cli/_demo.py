@@ -18,7 +18,7 @@ def run_demo(out: Path, *, seed: int, force: bool, progress: bool) -> None:
     torch.set_num_threads(1)
     started = time.monotonic()
     if progress:
-        print("training against FGSM, then without an attack, 1500 epochs each", file=sys.stderr)
+        print("training against FGSM, then without an attack, 1000 epochs each", file=sys.stderr)
     runs = adversarial_and_standard(out, seed=seed, force=force, progress=progress)
     page = write_report(runs, out / "report.html")
     save_figure(comparison(runs), out / "margins.png")

@@ -17,7 +17,7 @@ def adversarial_and_standard(
     attack: str = "fgsm:eps=0.1",
     lr: float = 0.1,
     batch_size: int = 32,
-    epochs: int = 1500,
+    epochs: int = 1000,
     seed: int = 0,
     force: bool = False,
     progress: bool = False,

@@ -1,8 +1,8 @@
 """One run directory: who may write it, what lies in it, and what of it can be trusted.
 
-    run.json                     configuration, versions, hash of the data, format version
-    metrics.jsonl                one line per measurement
-    checkpoints/step-….safetensors (+ .json)
+run.json                     configuration, versions, hash of the data, format version
+metrics.jsonl                one line per measurement
+checkpoints/step-….safetensors (+ .json)
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ class RunDirectory:
             StorageError: the file system refuses.
         """
         content = {"format_version": FORMAT_VERSION, **config}
-        write_atomically(self.path / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(
+            self.path / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        )
 
     def read_config(self) -> dict[str, Any]:
         """The content of ``run.json``.
