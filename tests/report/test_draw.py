@@ -171,7 +171,7 @@ def all_legends(figure: Figure) -> list[tuple[Axes, object]]:
     return [(axes, axes.get_legend()) for axes in figure.axes if axes.get_legend()]
 
 
-@pytest.mark.parametrize("width", [4.4, 9.0, 13.0])
+@pytest.mark.parametrize("width", [4.4, 9.0])
 @pytest.mark.parametrize("size", [2, 9])
 def test_legends_cover_nothing_and_are_not_cut(width: float, size: int) -> None:
     names = ["fgsm", "a rather long name of a run, eps=16/255, steps=5", "standard"]
