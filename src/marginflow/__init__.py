@@ -15,40 +15,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marginflow import attacks, datasets, errors, losses, models
+    from marginflow import attacks, datasets, errors, losses, models, references
+    from marginflow.alignment import Alignment, measure_alignment
     from marginflow.datasets import Dataset, load
     from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity, normalized_network
     from marginflow.margins import Margins, adversarial_margins
     from marginflow.monitor import Monitor
     from marginflow.runs import Run, load_run
+    from marginflow.theorems import Verdict, verify
     from marginflow.workflow import train
 
 __version__ = "0.1.0"
 
 # Loaded on first use: `import marginflow` and `marginflow --help` do not wait for torch.
 _HOME = {
+    "Alignment": "alignment",
     "Dataset": "datasets",
     "Homogeneity": "homogeneity",
     "Layer": "homogeneity",
     "Margins": "margins",
     "Monitor": "monitor",
     "Run": "runs",
+    "Verdict": "theorems",
     "adversarial_margins": "margins",
     "load": "datasets",
     "load_run": "runs",
+    "measure_alignment": "alignment",
     "measure_homogeneity": "homogeneity",
     "normalized_network": "homogeneity",
     "train": "workflow",
+    "verify": "theorems",
 }
-_MODULES = ("attacks", "datasets", "errors", "losses", "models")
+_MODULES = ("attacks", "datasets", "errors", "losses", "models", "references")
 
 __all__ = [
+    "Alignment",
     "Dataset",
     "Homogeneity",
     "Layer",
     "Margins",
     "Monitor",
     "Run",
+    "Verdict",
     "adversarial_margins",
     "attacks",
     "datasets",
@@ -56,10 +64,13 @@ __all__ = [
     "load",
     "load_run",
     "losses",
+    "measure_alignment",
     "measure_homogeneity",
     "models",
     "normalized_network",
+    "references",
     "train",
+    "verify",
 ]
 
 

@@ -70,12 +70,12 @@ def test_fgsm_training_equals_the_loop_by_hand() -> None:
     call = run.engine.__call__
 
     class Spy(AutogradEngine):
-        def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Any:
+        def __call__(self, x: Tensor, y: Tensor, *options: Any) -> Any:
             seen.append((x.numpy().copy(), y.numpy().copy()))
-            return call(x, y, generator)
+            return call(x, y, *options)
 
     run.engine = Spy(model, run.engine.loss, run.engine.attack)
-    run.optimizer = torch.optim.SGD(run.engine.parameters, lr=run.lr)
+    run.optimizer = torch.optim.SGD(run.engine.parameters, lr=0.3)
     run.run()
     assert len(seen) == 4 * 5
     expected = by_hand(start, seen, 0.3, 0.05)
@@ -88,9 +88,9 @@ def test_every_epoch_sees_every_example_once_in_another_order() -> None:
     orders: list[list[float]] = [[]]
 
     class Spy(AutogradEngine):
-        def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Any:
+        def __call__(self, x: Tensor, y: Tensor, *options: Any) -> Any:
             orders[-1].extend(x[:, 0].tolist())
-            return super().__call__(x, y, generator)
+            return super().__call__(x, y, *options)
 
     class NewEpoch(Callback):
         def on_epoch(self, trainer: Trainer) -> None:
@@ -109,8 +109,8 @@ def test_epoch_means_are_those_of_the_steps() -> None:
     losses: list[tuple[float, int]] = []
 
     class Spy(AutogradEngine):
-        def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Any:
-            result = super().__call__(x, y, generator)
+        def __call__(self, x: Tensor, y: Tensor, *options: Any) -> Any:
+            result = super().__call__(x, y, *options)
             losses.append((float(result.loss), len(y)))
             return result
 

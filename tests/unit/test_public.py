@@ -13,12 +13,14 @@ import marginflow as mf
 from marginflow import errors
 
 PUBLIC = [
+    "Alignment",
     "Dataset",
     "Homogeneity",
     "Layer",
     "Margins",
     "Monitor",
     "Run",
+    "Verdict",
     "adversarial_margins",
     "attacks",
     "datasets",
@@ -26,10 +28,13 @@ PUBLIC = [
     "load",
     "load_run",
     "losses",
+    "measure_alignment",
     "measure_homogeneity",
     "models",
     "normalized_network",
+    "references",
     "train",
+    "verify",
 ]
 PACKAGES = {
     "attacks": [
@@ -38,8 +43,8 @@ PACKAGES = {
     ],
     "engine": ["AutogradEngine", "LossGradient"],
     "models": [
-        *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "deep_linear"),
-        *("load_weights", "mlp"),
+        *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "conv_linear", "deep_linear"),
+        *("diagonal_linear", "linear_layers", "load_weights", "mlp", "predictor"),
     ],
 }
 

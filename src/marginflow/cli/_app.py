@@ -61,7 +61,10 @@ def train(
     loss: Annotated[
         str | None, typer.Option(help="exponential, logistic or cross-entropy.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate, constant (default 0.1).")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(help="Learning rate: a number (default 0.1), lemma2, loss-based:a=0.1."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples per step (default: all of them).")
     ] = None,
@@ -90,6 +93,10 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     no_measure: Annotated[
         bool, typer.Option("--no-measure", help="Train only; the network need not be homogeneous.")
+    ] = False,
+    keep_weights: Annotated[
+        bool,
+        typer.Option("--keep-weights", help="Keep the weights of every measurement, for verify."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -120,6 +127,7 @@ def train(
         resume=resume,
         force=force,
         measure=not no_measure,
+        keep_weights=keep_weights or None,
         progress=not quiet,
     )
 
@@ -187,6 +195,38 @@ def compare(
     from marginflow.cli._read import run_comparison
 
     run_comparison(runs, out=out)
+
+
+@app.command(epilog="Example: marginflow verify runs/linear")
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Judge the paper's statements on a run: holds, fails, does not apply, not reached.
+
+    Writes verdicts.json into the run. Exit code 1 if a statement fails.
+    """
+    from marginflow.cli._verify import run_verification
+
+    raise typer.Exit(run_verification(run, data_dir=data_dir, as_json=json))
+
+
+@app.command(epilog="Example: marginflow reproduce fig6 fig7 --out runs/figures")
+def reproduce(
+    figures: Annotated[list[str], typer.Argument(help="fig6, fig7, or all.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs and figures.")] = Path(
+        "runs/figures"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of weights.")] = 0,
+    form: Annotated[
+        str, typer.Option("--format", help="Format of the figures: svg, png or pdf.")
+    ] = "png",
+) -> None:
+    """Reproduce figures of the paper, each with what the paper claims of it checked."""
+    from marginflow.cli._reproduce import run_reproduction
+
+    run_reproduction(figures, out=out, seed=seed, form=form)
 
 
 @app.command(epilog="Example: marginflow demo --out runs/demo")

@@ -19,7 +19,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "attack": str,
     "measure_with": str,
     "loss": str,
-    "lr": (int, float),
+    "lr": (int, float, str),
     "batch_size": int,
     "epochs": int,
     "momentum": (int, float),
@@ -44,6 +44,7 @@ def run_training(
     resume: bool,
     force: bool,
     measure: bool,
+    keep_weights: bool | None,
     progress: bool,
 ) -> None:
     """Train as ``given`` (the options named on the command line) and ``config`` say."""
@@ -54,6 +55,7 @@ def run_training(
             raise InputError("--resume needs --out RUN, the run directory to continue")
         stored = _stored_options(Path(options["out"]))
         measure, schedule = stored.pop("measure"), stored.pop("schedule")
+        keep_weights = stored.pop("keep_weights")
         options = {**stored, **options}
     for name, example in [("data", "digits:3,8"), ("model", "mlp:256,32")]:
         if name not in options:
@@ -78,6 +80,7 @@ def run_training(
             **options,
             measure=measure,
             schedule=schedule,
+            keep_weights=keep_weights,
             resume=resume,
             force=force,
             progress=progress,
@@ -135,7 +138,8 @@ def _stored_options(path: Path) -> dict[str, Any]:
     try:
         stored = {name: config[name] for name in _STORED}
         stored["model"] = config["model_spec"]
-        stored["measure"], stored["schedule"] = config["measure"], config["schedule"]
+        for name in ("measure", "schedule", "keep_weights"):
+            stored[name] = config[name]
     except KeyError as error:
         raise RunError(f"the run.json in {str(path)!r} lacks {error}") from None
     return stored

@@ -9,6 +9,7 @@ from marginflow._checks import unknown
 from marginflow._specs import Spec, integer, parse, word
 from marginflow.errors import ModelError, SpecificationError
 from marginflow.models._networks import Network, cnn, deep_linear, mlp
+from marginflow.models._structured import conv_linear, diagonal_linear
 
 
 def build(
@@ -22,7 +23,8 @@ def build(
 
     ``mlp:1024,64`` (hidden widths; input and output come from the data),
     ``mlp:1024,64,activation=squared-relu``, ``deep-linear:10,10``,
-    ``cnn`` or ``cnn:32,64,hidden=128,kernel=5``.
+    ``diagonal-linear:depth=2``, ``conv-linear:depth=3``, ``cnn`` or
+    ``cnn:32,64,hidden=128,kernel=5``.
 
     Args:
         spec: specification string, or a recorded configuration (which already
@@ -77,9 +79,22 @@ def _features(shape: tuple[int, ...]) -> int:
     return features
 
 
+def _structured(make: Callable[..., Network]) -> Callable[..., Network]:
+    def build_it(spec: Spec, shape: tuple[int, ...], outputs: int, seed: int | None) -> Network:
+        if spec.args or outputs != 1:
+            raise SpecificationError(
+                f"model {spec.text!r}: expected {spec.name}:depth=L and data of two classes"
+            )
+        return make(_features(shape), spec.parsed({"depth": integer}).get("depth", 2), seed=seed)
+
+    return build_it
+
+
 _KINDS: dict[str, Callable[[Spec, tuple[int, ...], int, int | None], Network]] = {
     "cnn": _cnn,
+    "conv-linear": _structured(conv_linear),
     "deep-linear": _deep_linear,
+    "diagonal-linear": _structured(diagonal_linear),
     "mlp": _mlp,
 }
 
@@ -92,6 +107,9 @@ def _from_config(config: Mapping[str, Any], seed: int | None) -> Network:
             return mlp(*arguments.pop("widths"), **arguments, seed=seed)
         if kind == "deep-linear":
             return deep_linear(*arguments.pop("widths"), **arguments, seed=seed)
+        if kind in ("conv-linear", "diagonal-linear"):
+            make = conv_linear if kind == "conv-linear" else diagonal_linear
+            return make(**arguments, seed=seed)
         if kind == "cnn":
             arguments["channels"] = tuple(arguments["channels"])
             return cnn(**arguments, seed=seed)

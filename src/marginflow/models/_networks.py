@@ -66,7 +66,7 @@ def mlp(*widths: int, activation: str = "relu", seed: int | None = None) -> Netw
         whole("mlp: width", width, least=1)
     choice("activation", activation, ACTIVATIONS)
     config = {"kind": "mlp", "widths": list(widths), "activation": activation}
-    with _seeded(seed):
+    with seeded(seed):
         modules: list[nn.Module] = [nn.Flatten()]
         for k, (fan_in, fan_out) in enumerate(pairwise(widths)):
             if k:
@@ -139,7 +139,7 @@ def cnn(
     }
     act = ACTIVATIONS[activation]
     flat = channels[1] * (shape[1] // 4) * (shape[2] // 4)
-    with _seeded(seed):
+    with seeded(seed):
         modules = [
             nn.Conv2d(shape[0], channels[0], kernel, padding=kernel // 2, bias=False),
             act(),
@@ -165,7 +165,7 @@ def _named(modules: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
     """Draw from a seeded random state inside the block; None leaves everything as it is."""
     if seed is None:
         yield

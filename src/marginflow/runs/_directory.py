@@ -3,6 +3,7 @@
 run.json                     configuration, versions, hash of the data, format version
 metrics.jsonl                one line per measurement
 checkpoints/step-….safetensors (+ .json)
+    trajectory/step-….safetensors     the weights at each measurement, where they are kept
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from marginflow.runs._files import append_durably, storing, sync_folder, write_a
 
 FORMAT_VERSION = 1
 _KEPT_CHECKPOINTS = 2
-_OWN = ("run.json", "metrics.jsonl", "checkpoints", "figures", "report.html")
+_OWN = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "trajectory",
+    "figures",
+    "report.html",
+    "verdicts.json",
+)
 
 _log = logging.getLogger("marginflow")
 
@@ -203,7 +212,7 @@ class RunDirectory:
         return records
 
     def truncate_metrics(self, step: int) -> None:
-        """Keep the measurements up to ``step``, those that a checkpoint vouches for.
+        """Keep the measurements and weights up to ``step``, those that a checkpoint vouches for.
 
         Raises:
             RunError: damaged metrics. StorageError: the file system refuses.
@@ -211,6 +220,36 @@ class RunDirectory:
         kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomically(self.metrics_path, content)
+        for path in (self.path / "trajectory").glob("step-*.safetensors"):
+            if int(path.stem.removeprefix("step-")) > step:
+                with storing(path):
+                    path.unlink()
+
+    def save_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of ``step`` as a point of the trajectory.
+
+        Raises:
+            StorageError: the file system refuses.
+        """
+        folder = self.path / "trajectory"
+        with storing(folder):
+            folder.mkdir(exist_ok=True)
+        data = save_tensors({n: v.detach().cpu().contiguous() for n, v in weights.items()})
+        write_atomically(folder / f"step-{step:08d}.safetensors", data)
+
+    def read_weights(self) -> dict[int, dict[str, Tensor]]:
+        """The kept weights by step, in order; empty where none were kept.
+
+        Raises:
+            RunError: a damaged file.
+        """
+        weights = {}
+        for path in sorted((self.path / "trajectory").glob("step-*.safetensors")):
+            try:
+                weights[int(path.stem.removeprefix("step-"))] = load_tensors(path.read_bytes())
+            except (OSError, ValueError, SafetensorError) as error:
+                raise RunError(f"{str(path)!r} is damaged: {error}") from None
+        return weights
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
         """Save ``tensors`` as the checkpoint of ``info["step"]`` and drop all but the newest two.

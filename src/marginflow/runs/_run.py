@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from marginflow.errors import RunError
 from marginflow.models import build, load_weights
@@ -23,12 +23,14 @@ class Run:
         metrics: the measurements in their order, one dictionary each.
         path: the run directory, or None for a run that was kept in memory.
         model: the trained network, in the process that trained it.
+        weights: for a run in memory, the weights kept at its measurements, by step.
     """
 
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     path: Path | None = None
     model: nn.Module | None = field(default=None, repr=False)
+    weights: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -47,6 +49,22 @@ class Run:
         if not self.metrics:
             raise RunError(f"the run {self.name!r} has no measurements")
         return self.metrics[-1]
+
+    def trajectory(self) -> dict[int, dict[str, Tensor]]:
+        """The weights kept at the measurements, by step; empty if ``keep_weights`` was off.
+
+        Raises:
+            RunError: a damaged file.
+        """
+        if self.path is None:
+            return self.weights
+        # Files keep tensors in an order of their own; the layers' order is the network's.
+        names = [name for layer in self.config.get("layers") or () for name in layer["parameters"]]
+        rank = {name: place for place, name in enumerate(names)}
+        return {
+            step: dict(sorted(weights.items(), key=lambda item: rank.get(item[0], len(rank))))
+            for step, weights in RunDirectory(self.path).read_weights().items()
+        }
 
     def load_model(self, into: nn.Module | None = None) -> nn.Module:
         """The network with the weights of the last whole checkpoint.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from marginflow.training._trainer import Trainer
 
@@ -14,6 +16,13 @@ class Callback:
     The trainer's ``model``, ``epoch``, ``step``, ``epoch_loss`` and ``epoch_accuracy``
     can be read in each of them. A callback must not change the weights.
     """
+
+    def state(self) -> dict[str, Tensor]:
+        """What the callback needs to go on in another process; saved in every checkpoint."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from what :meth:`state` gave."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step of this process (epoch 0, or where a resumed run begins)."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
@@ -21,6 +21,7 @@ from marginflow.engine import AutogradEngine, LossGradient
 from marginflow.errors import DivergedError, InputError
 from marginflow.models import load_weights
 from marginflow.training._callback import Callback
+from marginflow.training._rates import Rate, build_rate
 
 _Stream = Literal["order", "attack", "global"]
 _STREAMS: dict[_Stream, int] = {"order": 0, "attack": 1, "global": 2}
@@ -31,11 +32,13 @@ class TrainingState:
     """All that the rest of a training depends on, taken between two steps.
 
     Attributes:
-        tensors: weights (``model.…``), momentum (``momentum.…``) and the random state.
+        tensors: weights (``model.…``), momentum (``momentum.…``), what callbacks keep, the
+            clock and the random state.
         epoch: completed epochs.
         step: completed steps (mini-batch updates).
         batch: completed batches of the running epoch.
         loss_sum, correct: running sums of the epoch, over examples.
+        rate: the changing numbers of the learning rate.
     """
 
     tensors: dict[str, Tensor]
@@ -44,10 +47,11 @@ class TrainingState:
     batch: int
     loss_sum: float
     correct: int
+    rate: dict[str, float]
 
 
 class Trainer:
-    """Gradient descent or SGD at a constant rate on the adversarial loss.
+    """Gradient descent or SGD, at a constant rate unless told otherwise, on the adversarial loss.
 
     Every random choice is a function of the seed and of the epoch or step that needs it,
     so a training resumed from a :class:`TrainingState` repeats the very bits.
@@ -55,7 +59,7 @@ class Trainer:
     Args:
         engine: computes the loss gradient; holds model, loss, attack, derivative.
         data: training examples, of the model's dtype and device.
-        lr: learning rate η > 0.
+        lr: learning rate η > 0, its specification, or a :class:`Rate`.
         batch_size: examples per step; None takes the whole data set (gradient descent).
         epochs: the epoch after which training ends.
         momentum: heavy-ball momentum in [0, 1) as in torch.optim.SGD; 0 is Algorithm 1.
@@ -71,7 +75,7 @@ class Trainer:
         engine: AutogradEngine,
         data: Dataset,
         *,
-        lr: float,
+        lr: float | str | Rate,
         batch_size: int | None,
         epochs: int,
         momentum: float = 0.0,
@@ -80,7 +84,15 @@ class Trainer:
     ) -> None:
         self.engine = engine
         self.data = data
-        self.lr = real("lr", lr, above=0.0)
+        self.rate = build_rate(lr)
+        self.learning_rate = math.nan
+        """η of the last step."""
+        self.gradients: tuple[Tensor, ...] = ()
+        """What η multiplied in the last step, one per trainable parameter."""
+        self.step_loss = math.nan
+        """L of the last step's batch, before the step."""
+        self.log_time = -math.inf
+        """``ln t`` with t = Σ η, the time of the gradient flow that the steps follow."""
         self.batch_size = (
             data.n if batch_size is None else min(whole("batch_size", batch_size, least=1), data.n)
         )
@@ -90,7 +102,7 @@ class Trainer:
             raise InputError(f"momentum: expected a number below 1, got {momentum!r}")
         self.seed = whole("seed", seed, least=0)
         self.callbacks = tuple(callbacks)
-        self.optimizer = torch.optim.SGD(engine.parameters, lr=self.lr, momentum=self.momentum)
+        self.optimizer = torch.optim.SGD(engine.parameters, lr=1.0, momentum=self.momentum)
         self.epoch = 0
         self.step = 0
         self._batch = 0
@@ -101,6 +113,9 @@ class Trainer:
         self.epoch_accuracy = math.nan
         """Share of training examples with a positive adversarial margin in the last epoch."""
         self._global_state: Tensor | None = None
+        self._undo: dict[str, Tensor] = {}
+        self._undo_time = -math.inf
+        self.rate.check(self)
 
     @property
     def model(self) -> nn.Module:
@@ -134,6 +149,8 @@ class Trainer:
                 torch.set_rng_state(self._global_state)
             self.model.train()
             try:
+                if self.step == 0:
+                    self.rate.begin(self)
                 self._tell("on_start")
                 while self.epoch < self.epochs:
                     self._run_epoch(interrupted)
@@ -150,6 +167,11 @@ class Trainer:
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{index}"] = buffer
+        tensors |= {f"undo.{name}": value for name, value in self._undo.items()}
+        for callback in self.callbacks:
+            for name, value in callback.state().items():
+                tensors[f"callback.{type(callback).__name__}.{name}"] = value
+        tensors["clock"] = torch.tensor([self.log_time, self._undo_time], dtype=torch.float64)
         tensors["random.global"] = torch.get_rng_state()
         return TrainingState(
             {name: value.detach().clone().contiguous() for name, value in tensors.items()},
@@ -158,6 +180,7 @@ class Trainer:
             self._batch,
             self._loss_sum,
             self._correct,
+            dict(self.rate.state),
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -166,12 +189,12 @@ class Trainer:
         Raises:
             ModelError: the state belongs to another model.
         """
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in state.tensors.items()
-            if name.startswith("model.")
-        }
-        load_weights(self.model, weights)
+        load_weights(self.model, _under("model.", state.tensors))
+        self._undo = _under("undo.", state.tensors)
+        for callback in self.callbacks:
+            callback.restore(_under(f"callback.{type(callback).__name__}.", state.tensors))
+        self.rate.state = dict(state.rate)
+        self.log_time, self._undo_time = state.tensors["clock"].tolist()
         for index, parameter in enumerate(self.engine.parameters):
             buffer = state.tensors.get(f"momentum.{index}")
             if buffer is not None:
@@ -180,8 +203,15 @@ class Trainer:
         self.epoch, self.step, self._batch = state.epoch, state.step, state.batch
         self._loss_sum, self._correct = state.loss_sum, state.correct
 
+    def log_loss(self) -> float:
+        """``ln L`` of the whole training set at the present weights, under the attack."""
+        return self.engine.log_loss(self.data.x, self.data.y, self._generator())
+
     def _run_epoch(self, interrupted: threading.Event) -> None:
         order = self._order()
+        if self.rate.undoes and self._batch == 0:
+            self._undo = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
+            self._undo_time = self.log_time
         for batch in range(self._batch, self.steps_per_epoch):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             if order is None:
@@ -195,6 +225,10 @@ class Trainer:
                 self._stop_if(interrupted)
         self.epoch_loss = self._loss_sum / self.data.n
         self.epoch_accuracy = self._correct / self.data.n
+        if self.rate.undoes and not self.rate.accept_epoch(self):
+            load_weights(self.model, self._undo)
+            self.log_time = self._undo_time
+        self._undo = {}
         self.epoch += 1
         self._batch, self._loss_sum, self._correct = 0, 0.0, 0
         self._tell("on_step")
@@ -203,19 +237,30 @@ class Trainer:
             self._stop_if(interrupted)
 
     def _take_step(self, x: Tensor, y: Tensor) -> None:
-        generator = None
-        if self.engine.attack is not None and self.engine.attack.random:
-            generator = torch.Generator().manual_seed(_seed(self.seed, "attack", self.step))
-        result = self.engine(x, y, generator)
+        reference = self.rate.log_reference
+        result = self.engine(x, y, self._generator(), reference)
         loss = float(result.loss)
         if not math.isfinite(loss):
             raise self._diverged(result)
+        self.learning_rate, self.gradients = self.rate.rate(self), result.gradients
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         for parameter, gradient in zip(self.engine.parameters, result.gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.step += 1
+        self.rate.after_step(self)
+        self.step_loss = loss
+        log_step = math.log(self.learning_rate) - (reference or 0.0)
+        self.log_time = float(np.logaddexp(self.log_time, log_step))
         self._loss_sum += loss * len(y)
         self._correct += int((result.margins > 0).sum())
+
+    def _generator(self) -> torch.Generator | None:
+        """The source of the next step's random start, if the attack has one."""
+        if self.engine.attack is None or not self.engine.attack.random:
+            return None
+        return torch.Generator().manual_seed(_seed(self.seed, "attack", self.step))
 
     def _order(self) -> Tensor | None:
         if self.batch_size == self.data.n:
@@ -238,21 +283,27 @@ class Trainer:
         if broken:
             cause = (
                 f"the weights of {broken[0]!r} are no longer finite: the update of step {step - 1} "
-                f"overflowed; lower lr (now {self.lr:g})"
+                f"overflowed; lower lr (now {self.learning_rate:g})"
             )
         elif not bool(torch.isfinite(result.outputs).all()):
             cause = (
                 f"the network's outputs overflow {result.outputs.dtype}; "
-                f"lower lr (now {self.lr:g}) or use float64"
+                f"lower lr (now {self.learning_rate:g}) or use float64"
             )
         else:
             cause = (
                 f"the {self.engine.loss.name} loss overflows {result.outputs.dtype} at margin "
-                f"{float(result.margins.min()):.3g}; lower lr (now {self.lr:g}) or use loss='logistic'"
+                f"{float(result.margins.min()):.3g}; lower lr (now {self.learning_rate:g}) "
+                "or use loss='logistic'"
             )
         return DivergedError(
             f"training diverged at step {step} (epoch {epoch}): {cause}", step, epoch
         )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name begins with ``prefix``, without it."""
+    return {n.removeprefix(prefix): v.clone() for n, v in tensors.items() if n.startswith(prefix)}
 
 
 def _seed(seed: int, stream: _Stream, index: int) -> int:

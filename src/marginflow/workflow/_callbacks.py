@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from marginflow.monitor import Monitor
 from marginflow.runs import RunDirectory
-from marginflow.training import Callback, Trainer
+from marginflow.training import Callback, Gauge, Trainer
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,14 +24,19 @@ _CHECKPOINT_SECONDS = 30.0
 class Measuring(Callback):
     """Measures at the epochs of a schedule; the trainer's own epoch means go along."""
 
-    def __init__(self, monitor: Monitor, epochs: Collection[int], last: int) -> None:
+    def __init__(
+        self, monitor: Monitor, epochs: Collection[int], last: int, gauges: Sequence[Gauge] = ()
+    ) -> None:
         self.monitor = monitor
         self.epochs = frozenset(epochs) | {last}
+        self.gauges = tuple(gauges)
 
     def on_start(self, trainer: Trainer) -> None:
         """Measure the initial weights, unless a run that resumes has that measurement."""
         if trainer.step == 0 and 0 in self.epochs and not self.monitor.records:
-            self.monitor.measure(0, epoch=0, epoch_loss=None, epoch_accuracy=None)
+            self.monitor.measure(
+                0, epoch=0, log_time=None, learning_rate=None, epoch_loss=None, epoch_accuracy=None
+            )
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Measure if the schedule says so."""
@@ -37,9 +44,38 @@ class Measuring(Callback):
             self.monitor.measure(
                 trainer.step,
                 epoch=trainer.epoch,
+                log_time=trainer.log_time,
+                learning_rate=trainer.learning_rate,
                 epoch_loss=trainer.epoch_loss,
                 epoch_accuracy=trainer.epoch_accuracy,
+                **{key: value for gauge in self.gauges for key, value in gauge.read().items()},
+                **trainer.rate.state,
             )
+
+
+class KeepingWeights(Callback):
+    """Keeps the weights of every measurement, on disk or in memory, for statements on a path."""
+
+    def __init__(self, monitor: Monitor, directory: RunDirectory | None) -> None:
+        self.monitor = monitor
+        self.directory = directory
+        self.kept: dict[int, dict[str, Tensor]] = {}
+        self.count = len(monitor.records)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Keep the initial weights if they were measured."""
+        self.on_epoch(trainer)
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Keep the weights if there was a measurement."""
+        if len(self.monitor.records) == self.count:
+            return
+        self.count = len(self.monitor.records)
+        weights = {n: v.detach().clone() for n, v in trainer.model.state_dict().items()}
+        if self.directory is None:
+            self.kept[trainer.step] = weights
+        else:
+            self.directory.save_weights(trainer.step, weights)
 
 
 class Recording(Callback):
@@ -78,20 +114,13 @@ class Recording(Callback):
 
     def checkpoint(self, trainer: Trainer) -> None:
         """Save the trainer's state, if its weights are finite."""
-        state = trainer.state()
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
             return
-        self.directory.save_checkpoint(
-            state.tensors,
-            {
-                "epoch": state.epoch,
-                "step": state.step,
-                "batch": state.batch,
-                "loss_sum": state.loss_sum,
-                "correct": state.correct,
-                "elapsed_seconds": time.monotonic() - self.started,
-            },
-        )
+        state = trainer.state()
+        numbers = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+        tensors = numbers.pop("tensors")
+        elapsed = {"elapsed_seconds": time.monotonic() - self.started}
+        self.directory.save_checkpoint(tensors, numbers | elapsed)
         self.saved = time.monotonic()
 
     def _write(self) -> bool:

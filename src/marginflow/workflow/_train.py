@@ -19,12 +19,23 @@ from marginflow.errors import DivergedError, InputError, ModelError, RunError
 from marginflow.homogeneity import evaluation_mode, measure_homogeneity
 from marginflow.losses import Loss, get_loss
 from marginflow.models import build as build_model
+from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
 from marginflow.runs import Run, RunDirectory
-from marginflow.training import Callback, Trainer, TrainingState, log_spaced
-from marginflow.workflow._callbacks import Measuring, ProgressBar, Recording
+from marginflow.training import (
+    BalanceDrift,
+    Callback,
+    Descent,
+    Gauge,
+    Rate,
+    Trainer,
+    TrainingState,
+    log_spaced,
+)
+from marginflow.workflow._callbacks import KeepingWeights, Measuring, ProgressBar, Recording
 from marginflow.workflow._provenance import provenance
 
+_KEPT_WEIGHTS = 20_000
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -34,7 +45,7 @@ def train(
     *,
     attack: Attack | str | None = None,
     loss: str | Loss | None = None,
-    lr: float = 0.1,
+    lr: float | str | Rate = 0.1,
     batch_size: int | None = None,
     epochs: int = 100,
     momentum: float = 0.0,
@@ -42,6 +53,7 @@ def train(
     measure: bool = True,
     measure_with: Attack | str | None = None,
     schedule: Collection[int] | None = None,
+    keep_weights: bool | None = None,
     seed: int = 0,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
@@ -63,7 +75,7 @@ def train(
         attack: the perturbation trained against; None is standard training.
         loss: ``exponential``, ``logistic`` or ``cross-entropy``; by default logistic for two
             classes −1/+1, cross-entropy otherwise.
-        lr: learning rate η > 0, constant.
+        lr: learning rate: a constant η > 0, ``"lemma2"`` or ``"loss-based:a=0.1"``.
         batch_size: examples per step; None is full-batch gradient descent.
         epochs: number of passes over the data.
         momentum: heavy-ball momentum in [0, 1).
@@ -72,6 +84,8 @@ def train(
         measure_with: the perturbation that is measured, by default ``attack``. Standard
             training is compared with adversarial training under the same perturbation.
         schedule: epochs at which to measure; by default :func:`marginflow.training.log_spaced`.
+        keep_weights: keep the weights of every measurement, so that statements about the path
+            can be checked later; by default for deep linear networks of at most 20 000 weights.
         seed: seed of the batch order, of random starts, and of a model given as a string.
         dtype: ``float32`` or ``float64``; by default the model's own.
         device: ``cpu``, ``cuda`` ….
@@ -123,6 +137,8 @@ def train(
     if homogeneity is not None:
         monitor = Monitor(model, placed, measured, loss=loss, homogeneity=homogeneity)
 
+    if keep_weights is None:
+        keep_weights = measure and _is_small_linear(model)
     user = list(callbacks)
     engine = AutogradEngine(model, loss, attack, derivative)
     trainer = Trainer(
@@ -140,26 +156,38 @@ def train(
         "attack": "none" if attack is None else attack.spec,
         "measure_with": "none" if measured is None else measured.spec,
         "loss": loss.name,
-        "lr": trainer.lr,
+        "lr": trainer.rate.spec,
         "batch_size": trainer.batch_size,
         "epochs": trainer.epochs,
         "momentum": trainer.momentum,
         "derivative": derivative,
         "measure": measure,
         "schedule": None if schedule is None else sorted(schedule),
+        "keep_weights": keep_weights,
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "layers": _layer_table(homogeneity),
     }
     if monitor is not None:
+        gauges: list[Gauge] = []
+        if BalanceDrift.fits(trainer):
+            gauges.append(BalanceDrift(model))
+        if Descent.fits(trainer):
+            gauges.append(Descent())
         planned = log_spaced(trainer.epochs) if schedule is None else schedule
-        user.append(Measuring(monitor, planned, trainer.epochs))
+        user += [*gauges, Measuring(monitor, planned, trainer.epochs, gauges)]
+    trainer.callbacks = tuple(user)
 
-    directory = None
+    directory, keeping = None, None
     try:
+        elapsed = 0.0
         if out is not None:
             directory, elapsed = _open_directory(out, config, trainer, monitor, resume, force)
+        if monitor is not None and keep_weights:
+            keeping = KeepingWeights(monitor, directory)
+            user.append(keeping)
+        if directory is not None:
             user.append(Recording(directory, monitor, elapsed))
         bar = ProgressBar(monitor) if progress else None
         trainer.callbacks = (*user, bar) if bar else tuple(user)
@@ -178,7 +206,8 @@ def train(
         if directory is not None:
             directory.close()
     path = None if directory is None else directory.path
-    return Run(config, [] if monitor is None else monitor.records, path, model)
+    records = [] if monitor is None else monitor.records
+    return Run(config, records, path, model, {} if keeping is None else keeping.kept)
 
 
 def _open_directory(
@@ -285,6 +314,13 @@ def _device(device: torch.device | str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device: cannot use {str(device)!r}: {reason}") from None
     return chosen
+
+
+def _is_small_linear(model: nn.Module) -> bool:
+    try:
+        return sum(w.numel() for w in linear_layers(model)) <= _KEPT_WEIGHTS
+    except ModelError:
+        return False
 
 
 def _layer_table(homogeneity: Any) -> list[dict[str, Any]] | None:

@@ -1,0 +1,57 @@
+"""``marginflow verify``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def run_verification(path: Path, *, data_dir: Path | None, as_json: bool) -> int:
+    """Print the table of verdicts, write ``verdicts.json``; 1 if a statement fails, else 0."""
+    from marginflow.runs import load_run, write_atomically
+    from marginflow.theorems import verify
+
+    run = load_run(path)
+    verdicts = verify(run, data_dir=data_dir)
+    content = json.dumps([v.as_dict() for v in verdicts], indent=2, ensure_ascii=False)
+    write_atomically(path / "verdicts.json", content + "\n")
+    failed = [v.statement for v in verdicts if v.outcome == "fails"]
+    if as_json:
+        print(content)
+        return 1 if failed else 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    styles = {
+        "holds": "green",
+        "fails": "bold red",
+        "does not apply": "dim",
+        "not reached": "yellow",
+    }
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None, padding=(0, 2, 1, 0))
+    table.add_column("statement", overflow="fold", min_width=12, max_width=16)
+    table.add_column("verdict", overflow="fold", min_width=8, max_width=9)
+    table.add_column("measured, against the prediction", overflow="fold")
+    for v in verdicts:
+        lines = [v.measured]
+        if v.outcome != "does not apply":
+            lines.append(f"  of: {v.quantity}")
+            lines.append(f"  predicted: {v.prediction} (tolerance {v.tolerance})")
+            lines += [
+                f"  although not met: {h.name}" + (f" ({h.detail})" if h.detail else "")
+                for h in v.hypotheses
+                if h.met is False
+            ]
+        if v.advice:
+            lines.append(f"  advice: {v.advice}")
+        table.add_row(v.statement, f"[{styles[v.outcome]}]{v.outcome}[/]", "\n".join(lines))
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(table)
+    counts = {o: sum(v.outcome == o for v in verdicts) for o in styles}
+    print(", ".join(f"{n} {o}" for o, n in counts.items() if n))
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    print(f"written to {path / 'verdicts.json'}")
+    return 1 if failed else 0

@@ -1,0 +1,66 @@
+"""The paper's statements, one file each, judged on a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from marginflow.datasets import Dataset
+from marginflow.runs import Run, load_run
+from marginflow.theorems._evidence import Evidence
+from marginflow.theorems._verdict import Hypothesis, Outcome, Verdict
+from marginflow.theorems.appendix_b5 import appendix_b5
+from marginflow.theorems.eq_36 import eq_36
+from marginflow.theorems.eq_68 import eq_68
+from marginflow.theorems.lemma_1 import lemma_1
+from marginflow.theorems.lemma_2 import lemma_2
+from marginflow.theorems.lemma_5 import lemma_5
+from marginflow.theorems.lemma_6 import lemma_6
+from marginflow.theorems.lemma_7 import lemma_7
+from marginflow.theorems.lemma_8 import lemma_8
+from marginflow.theorems.theorem_2 import theorem_2
+
+__all__ = ["Evidence", "Hypothesis", "Outcome", "Verdict", "verify"]
+
+_STATEMENTS: tuple[Callable[[Evidence], Verdict | tuple[Verdict, ...]], ...] = (
+    lemma_1,
+    lemma_2,
+    lemma_5,
+    lemma_6,
+    eq_36,
+    lemma_7,
+    lemma_8,
+    eq_68,
+    theorem_2,
+    appendix_b5,
+)
+
+
+def verify(
+    run: Run | str | os.PathLike[str],
+    data: Dataset | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Verdict, ...]:
+    """Judge every statement of the paper that the package knows on one run.
+
+    Args:
+        run: a training run, or its directory.
+        data: the data set it was trained on; by default loaded as the run names it.
+        data_dir: folder of the MNIST files, if they are what is loaded.
+
+    Returns:
+        a :class:`Verdict` for each statement, in the order of the paper.
+
+    Raises:
+        RunError: no such run, or other data than those it was trained on.
+        MissingDependencyError: an oracle needs the extra ``oracles``.
+    """
+    if not isinstance(run, Run):
+        run = load_run(run)
+    evidence = Evidence(run, data, data_dir=data_dir)
+    verdicts: list[Verdict] = []
+    for statement in _STATEMENTS:
+        found = statement(evidence)
+        verdicts.extend(found if isinstance(found, tuple) else (found,))
+    return tuple(verdicts)

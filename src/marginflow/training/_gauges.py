@@ -1,0 +1,130 @@
+"""Quantities that need every single step, not only the measured ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from marginflow.errors import ModelError
+from marginflow.models import linear_layers
+from marginflow.training._callback import Callback
+from marginflow.training._trainer import Trainer
+
+
+class Gauge(Callback):
+    """A callback that follows every step and can be read at any time."""
+
+    def read(self) -> dict[str, float]:
+        """The present values, for the record of a measurement."""
+        return {}
+
+
+class BalanceDrift(Gauge):
+    """How exactly Eq. (36) holds.
+
+    ``W_{k+1}ᵀW_{k+1} − W_kW_kᵀ`` minus its initial value minus
+    ``Σ η² (G_{k+1}ᵀG_{k+1} − G_kG_kᵀ)`` is 0 for gradient descent and SGD on a deep linear network, with
+    any step, loss, attack and derivative. Reads ``balance_drift``: its largest Frobenius
+    norm over k, divided by max_k ‖W_k‖_F². Not with momentum, nor with undone epochs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._start: list[Tensor] = []
+        self._sums: list[Tensor] = []
+
+    @staticmethod
+    def fits(trainer: Trainer) -> bool:
+        """Whether the law applies to this training: a frozen layer breaks it, too."""
+        try:
+            layers = linear_layers(trainer.model)
+        except ModelError:
+            return False
+        trained = len(trainer.engine.parameters) == len(layers) > 1
+        return trained and trainer.momentum == 0 and not trainer.rate.undoes
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Note the initial balance, unless a resumed run brought it along."""
+        if not self._start:
+            self._start = self._balances()
+            self._sums = [torch.zeros_like(b) for b in self._start]
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Add the step's η² term."""
+        g = [v.detach().double().cpu() for v in trainer.gradients]
+        eta2 = trainer.learning_rate**2
+        for k, total in enumerate(self._sums):
+            total.add_(g[k + 1].T @ g[k + 1] - g[k] @ g[k].T, alpha=eta2)
+
+    def read(self) -> dict[str, float]:
+        """The relative drift since the start."""
+        if not self._start:
+            return {}
+        size = max(float(w.square().sum()) for w in linear_layers(self.model))
+        drifts = [
+            float(torch.linalg.matrix_norm(now - start - total))
+            for now, start, total in zip(self._balances(), self._start, self._sums, strict=True)
+        ]
+        return {"balance_drift": max(drifts) / size}
+
+    def state(self) -> dict[str, Tensor]:
+        """Initial balances and sums."""
+        tensors = {f"start.{k}": v for k, v in enumerate(self._start)}
+        return tensors | {f"sum.{k}": v for k, v in enumerate(self._sums)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from saved sums."""
+        count = len(state) // 2
+        self._start = [state[f"start.{k}"] for k in range(count)]
+        self._sums = [state[f"sum.{k}"] for k in range(count)]
+
+    def _balances(self) -> list[Tensor]:
+        w = linear_layers(self.model)
+        return [w[k + 1].T @ w[k + 1] - w[k] @ w[k].T for k in range(len(w) - 1)]
+
+
+class Descent(Gauge):
+    """How far Eq. (30) is kept: ``L(t+1) − L(t) + (η/2)‖∇L(t)‖² ≤ 0`` at every step.
+
+    For full-batch gradient descent. Reads ``descent_excess``, the largest left side so far
+    divided by L(t), and ``loss_rise``, the largest ``(L(t+1) − L(t))/L(t)``; both are
+    at most 0, but for rounding, where the lemma holds.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+        self._excess = -math.inf
+        self._rise = -math.inf
+
+    @staticmethod
+    def fits(trainer: Trainer) -> bool:
+        """Whether every step sees the whole training set."""
+        return trainer.steps_per_epoch == 1 and trainer.momentum == 0 and not trainer.rate.undoes
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Compare the loss before this step with that before the last one."""
+        loss = trainer.step_loss
+        if self._last is not None and self._last[0] > 0:  # a loss that underflowed has no ratio
+            before, decrease = self._last
+            self._rise = max(self._rise, (loss - before) / before)
+            self._excess = max(self._excess, (loss - before + decrease) / before)
+        square = sum(float(g.double().square().sum()) for g in trainer.gradients)
+        self._last = (loss, trainer.learning_rate / 2 * square)
+
+    def read(self) -> dict[str, float]:
+        """The largest excess and rise so far."""
+        if self._rise == -math.inf:
+            return {}
+        return {"descent_excess": self._excess, "loss_rise": self._rise}
+
+    def state(self) -> dict[str, Tensor]:
+        """The running maxima and the last step."""
+        last = self._last if self._last is not None else (math.nan, math.nan)
+        return {"values": torch.tensor([*last, self._excess, self._rise], dtype=torch.float64)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from saved maxima."""
+        loss, decrease, self._excess, self._rise = state["values"].tolist()
+        self._last = None if math.isnan(loss) else (loss, decrease)
