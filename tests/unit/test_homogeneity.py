@@ -312,8 +312,10 @@ def test_an_unused_parameter_is_named() -> None:
 def test_dropout_is_refused_as_random(seed: int) -> None:
     torch.manual_seed(seed)
     model = nn.Sequential(linear(6, 30), nn.ReLU(), nn.Dropout(0.5), linear(30, 1))
+    rng = torch.get_rng_state()
     with pytest.raises(ModelError, match=r"its module '2'.*is random.*model.eval\(\)"):
         measure_homogeneity(model, X)
+    assert torch.equal(torch.get_rng_state(), rng)
     assert measure_homogeneity(model.eval(), X).degrees == (1, 1)
 
 
