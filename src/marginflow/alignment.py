@@ -186,9 +186,15 @@ def _product_gap(matrices: tuple[Tensor, ...]) -> float:
     With W_Π's leading right vector v pushed through the layers, ``‖W_Π v‖ = Π ‖W_k x_k‖`` for
     unit x_k, and ``‖W_k x_k‖/‖W_k‖_F = sqrt(1 − g_k)`` with g_k = (‖W_k‖_F² − ‖W_kx_k‖²)/‖W_k‖_F²
     from ``‖W_k − (W_k x_k) x_kᵀ‖_F²``, a sum of squares. The gap is −expm1(½ Σ log1p(−g_k)).
+    A gap above one half needs no such care, and W_Π = 0 has no path to push a vector along.
     """
     product = reduce(lambda below, above: above @ below, matrices)
-    _, _, vh = torch.linalg.svd(product, full_matrices=False)
+    _, s, vh = torch.linalg.svd(product, full_matrices=False)
+    ratio = s[0]
+    for w in matrices:
+        ratio = ratio / torch.linalg.matrix_norm(w)
+    if bool(ratio < 0.5):
+        return float(1 - ratio)
     x, logs = vh[0], torch.zeros((), dtype=torch.float64)
     for w in matrices:
         image = w @ x

@@ -67,7 +67,7 @@ def test_the_loss_of_one_logit_is_the_logistic_one() -> None:
     c = case("relu", dtype=torch.float32)
     y = -torch.sign(c.model(c.x).detach().reshape(-1)).long()
     expected = FGM(eps=EPS)(c.model, c.x, y).delta
-    scale_layers(c.model, [2.0**12, 1, 1])
+    scale_layers(c.model, [2.0**14, 1, 1])
     assert (c.model(c.x).reshape(-1) * y).max() < -100
     found = FGM(eps=EPS, objective="loss")(c.model, c.x, y).delta
     assert torch.equal(found, expected)

@@ -249,9 +249,11 @@ def build_rate(lr: float | str | Rate) -> Rate:
     if not isinstance(lr, str):
         return Constant(lr)
     try:
-        return Constant(float(lr))
+        constant = float(lr)
     except ValueError:
         spec = parse(lr, "lr")
+    else:
+        return Constant(constant)
     if spec.args:
         raise SpecificationError(f"lr {lr!r}: {spec.args[0]!r} has no name")
     if spec.name == "lemma2":

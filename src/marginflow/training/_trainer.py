@@ -218,7 +218,9 @@ class Trainer:
                 x, y = self.data.x, self.data.y
             else:
                 x, y = self.data.x[order[part]], self.data.y[order[part]]
-            self._take_step(x, y)
+            if not self._take_step(x, y):
+                self._loss_sum = math.inf
+                break
             self._batch = batch + 1
             if self._batch < self.steps_per_epoch:
                 self._tell("on_step")
@@ -236,11 +238,14 @@ class Trainer:
         if self.epoch < self.epochs:
             self._stop_if(interrupted)
 
-    def _take_step(self, x: Tensor, y: Tensor) -> None:
+    def _take_step(self, x: Tensor, y: Tensor) -> bool:
+        """One update; False where the loss overflows in an epoch that can still be undone."""
         reference = self.rate.log_reference
         result = self.engine(x, y, self._generator(), reference)
         loss = float(result.loss)
         if not math.isfinite(loss):
+            if self.rate.undoes and self._batch > 0:
+                return False
             raise self._diverged(result)
         self.learning_rate, self.gradients = self.rate.rate(self), result.gradients
         for group in self.optimizer.param_groups:
@@ -255,6 +260,7 @@ class Trainer:
         self.log_time = float(np.logaddexp(self.log_time, log_step))
         self._loss_sum += loss * len(y)
         self._correct += int((result.margins > 0).sum())
+        return True
 
     def _generator(self) -> torch.Generator | None:
         """The source of the next step's random start, if the attack has one."""
