@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 from test_attacks import ATTACKS, EXACT, call, make
 from torch import nn
-from unit_oracles import Case, case, naive_margin
+from unit_oracles import Case, case, naive_margin, scale_layers
 
 from marginflow.attacks import FGM, Derivative
 from marginflow.engine import AutogradEngine
@@ -156,3 +159,39 @@ def test_the_step_runs_in_the_models_own_mode() -> None:
     assert not torch.equal(first.outputs, second.outputs)
     assert model[1].num_batches_tracked.item() == 2
     assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("derivative", ["detached", "total"])
+@pytest.mark.parametrize(
+    ("loss", "network"),
+    [("exponential", "squared"), ("logistic", "squared"), ("cross-entropy", "squared-classes")],
+)
+def test_a_log_reference_divides_the_gradient(
+    loss: str, network: str, derivative: Derivative
+) -> None:
+    c = case(network)
+    engine = engine_of(c, get_loss(loss), "fgm", derivative)
+    plain, divided = engine(c.x, c.y), engine(c.x, c.y, log_reference=-3.0)
+    assert torch.equal(divided.loss, plain.loss)
+    for found, expected in zip(divided.gradients, plain.gradients, strict=True):
+        assert torch.allclose(found, math.exp(3) * expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["exponential", "logistic"])
+def test_with_the_log_loss_as_reference_the_gradient_is_that_of_the_log_loss(loss: str) -> None:
+    """Margins of thousands in float32: L is 0, ``∇L/L = ∇ ln L = −Σ w_i ∇m_i`` is not."""
+    c = case("relu", dtype=torch.float32)
+    y = torch.sign(c.model(c.x).detach().reshape(-1)).long()
+    scale_layers(c.model, [2.0**14, 1, 1])
+    scorer = get_loss(loss)
+    engine = AutogradEngine(c.model, scorer, None)
+    z = scorer.scores(c.model(c.x), y).detach()
+    result = engine(c.x, y, log_reference=scorer.log_mean(z).item())
+    assert z.min() > 110
+    assert not any(g.any() for g in engine(c.x, y).gradients)
+    double = Case(copy.deepcopy(c.model).double(), c.x.double(), y)
+    log_loss = scorer.log_mean(scorer.scores(double.model(double.x), y))
+    expected = torch.autograd.grad(log_loss, list(double.model.parameters()))
+    for found, want in zip(result.gradients, expected, strict=True):
+        # Margins of hundreds are known to 1e-5 in float32, and so are their weights.
+        assert (found.double() - want).abs().max() <= 1e-3 * want.abs().max()
