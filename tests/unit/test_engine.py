@@ -195,3 +195,14 @@ def test_with_the_log_loss_as_reference_the_gradient_is_that_of_the_log_loss(los
     for found, want in zip(result.gradients, expected, strict=True):
         # Margins of hundreds are known to 1e-5 in float32, and so are their weights.
         assert (found.double() - want).abs().max() <= 1e-3 * want.abs().max()
+
+
+@pytest.mark.parametrize("attack_name", ["none", "fgm", "pgd-linf", "finite-set"])
+def test_the_log_loss_is_the_logarithm_of_the_loss(attack_name: str) -> None:
+    for loss, network in [("exponential", "relu"), ("cross-entropy", "classes")]:
+        c = case(network, n=13)
+        engine = engine_of(c, get_loss(loss), attack_name)
+        expected = math.log(engine(c.x, c.y).loss.item())
+        for batch_size in (1, 4, 13, 1024):
+            found = engine.log_loss(c.x, c.y, batch_size=batch_size)
+            assert found == pytest.approx(expected, rel=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -106,8 +107,10 @@ class FiniteSet(Attack):
 
     @property
     def spec(self) -> str:
-        """A description; the set itself does not fit in a string."""
-        return f"finite-set({self.deltas.shape[0]} perturbations, eps={self.eps!r})"
+        """A description with a hash of the set, which itself does not fit in a string."""
+        content = self.deltas.double().cpu().contiguous().numpy().tobytes()
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        return f"finite-set({len(self.deltas)} perturbations, eps={self.eps!r}, sha256={digest})"
 
     def _perturb(self, query: Query, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         x = query.x
