@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull, QhullError
 
+from marginflow.errors import InputError
 from marginflow.references._inputs import signed_examples
 from marginflow.references.svm import max_margin
 
@@ -56,9 +57,12 @@ def kappa(x: npt.ArrayLike, y: npt.ArrayLike) -> Kappa:
 
     Raises:
         DataError: as for :func:`max_margin`.
+        InputError: the data are not separable through the origin.
     """
     z = signed_examples(x, y)
     svm = max_margin(x, y)
+    if not svm.separable:
+        raise InputError("kappa: expected data separable by a hyperplane through the origin")
     u = np.asarray(svm.direction)
     support = np.flatnonzero(z @ u <= svm.margin + 1e-7 * max(1.0, abs(svm.margin)))
     # An orthonormal basis of ū⊥; its first column is ū itself.

@@ -59,7 +59,9 @@ def eq_68(evidence: Evidence) -> Verdict:
         furthest = max(p[2] for p in parts)
         text = f"{share}; ‖P⊥W_Π‖ at most {furthest:.3g}, φ = {phi:.3g}"
         return claim.judge(
-            None, text, "the path never leaves the tube in which Eq. (68) is not needed"
+            None,
+            text,
+            "no stretch beyond φ with γ⟨W_Π, ū⟩ ≥ ε‖W_Π‖ and a growing ‖W_1‖: not needed",
         )
     return claim.judge(max(ratios) <= 1 + 1e-12, f"{max(ratios):.4g}; {share}")
 

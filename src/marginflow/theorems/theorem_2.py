@@ -67,9 +67,9 @@ def _direction(evidence: Evidence, shared: Sequence[Hypothesis]) -> Verdict:
         return claim.judge(
             None, text, "ln(1/L) is still below 10: train longer, or lr='loss-based'"
         )
-    # In one dimension, or on a single example, the direction is exact from the start.
+    # In one dimension, or on a single example, the direction may be exact from the start.
     turned = angles[-1] < angles[0] or angles[-1] <= evidence.svm.angle_bound
-    return claim.judge(gaps[-1] < gaps[0] and turned, text)
+    return claim.judge((gaps[-1] < gaps[0] or gaps[-1] <= 1e-9 * room) and turned, text)
 
 
 def _rate(
