@@ -19,7 +19,7 @@ from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
 from marginflow.errors import InputError, ModelError, RunError, SpecificationError
 from marginflow.models import linear_layers
-from marginflow.references import MaxMargin, max_margin
+from marginflow.references import Kappa, MaxMargin, kappa, max_margin
 from marginflow.runs import Run
 from marginflow.theorems._verdict import Hypothesis
 from marginflow.training import smoothness
@@ -137,6 +137,11 @@ class Evidence:
     def svm_direction(self) -> Tensor:
         """ū, (d,), float64."""
         return torch.from_numpy(np.array(self.svm.direction))
+
+    @cached_property
+    def kappa(self) -> Kappa | None:
+        """κ of Lemma 7, or None for data that are not separable."""
+        return kappa(self.rows, self.labels) if self.separable else None
 
     @cached_property
     def largest_norm(self) -> float:

@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from marginflow.references import kappa
 from marginflow.theorems._evidence import Evidence, Point
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
 from marginflow.theorems.lemma_8 import applies, threshold
@@ -19,8 +18,7 @@ def eq_68(evidence: Evidence) -> Verdict:
     (Eq. 64). Most runs never get that far from ū; the paper then concludes
     ``‖P⊥W_1‖/‖W_1‖ → 0`` from ``‖W_1‖ → ∞`` alone, and that ratio is printed.
     """
-    separable = evidence.separable
-    found = kappa(evidence.rows, evidence.labels) if separable else None
+    found = evidence.kappa
     positive = found is not None and found.lower > 0
     claim = Claim(
         "Eq. 68",

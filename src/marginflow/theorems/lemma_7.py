@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from marginflow.references import kappa
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
 
@@ -12,8 +11,7 @@ def lemma_7(evidence: Evidence) -> Verdict:
 
     Holds with probability 1 for data from a density *if the support vectors span the space*.
     """
-    separable = evidence.separable
-    found = kappa(evidence.rows, evidence.labels) if separable else None
+    found = evidence.kappa
     features = evidence.rows.shape[1]
     spans = None if found is None else found.spans
     detail = (
@@ -23,7 +21,7 @@ def lemma_7(evidence: Evidence) -> Verdict:
         "Lemma 7",
         "κ > 0: no direction orthogonal to ū is free of all support vectors",
         (
-            Hypothesis("linearly separable data", separable),
+            Hypothesis("linearly separable data", evidence.separable),
             Hypothesis("support vectors that span the space", spans, detail),
         ),
         "κ, by the facets of the polytope of projected support vectors or by linear programs",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from marginflow.references import Kappa, kappa
+from marginflow.references import Kappa
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
 
@@ -26,8 +26,7 @@ def lemma_8(evidence: Evidence) -> Verdict:
     at seeded random predictors beyond the threshold (and at those of the path, which
     rarely get there). Eq. (59) needs ``γ⟨W_Π, ū⟩ ≥ ε‖W_Π‖``, which the statement leaves out.
     """
-    separable = evidence.separable
-    found = kappa(evidence.rows, evidence.labels) if separable else None
+    found = evidence.kappa
     positive = found is not None and found.lower > 0
     claim = Claim(
         "Lemma 8",
