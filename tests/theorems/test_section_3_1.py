@@ -58,6 +58,15 @@ def test_theorem_2_with_its_rates(depth: int) -> None:
     assert 0.99 < ratio < 1
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_the_margin_never_exceeds_its_bound_at_any_step(depth: int) -> None:
+    run, _ = trained(6, *[5] * (depth - 1), 1, lr=0.2, epochs=400, schedule=range(401))
+    gaps = np.array([0.3 - 0.1 - r["normalized_margin"] for r in run.metrics])
+    assert len(gaps) == 401
+    assert gaps.min() > 0
+    assert gaps[-1] < gaps[200] < gaps[0]
+
+
 def test_lemma_2_and_its_neighbours_with_its_own_step_size() -> None:
     run, data = trained(6, 5, 4, 1, lr="lemma2", epochs=2000)
     verdicts = by_name(verify(run, data))
