@@ -101,19 +101,18 @@ def _hessian_norm(evidence: Evidence, layers: tuple[Tensor, ...]) -> float:
 
     flat = torch.cat([w.reshape(-1) for w in layers])
     if len(flat) <= _DENSE:
-        columns = [_hessian_times(loss, flat, unit) for unit in torch.eye(len(flat)).to(flat)]
-        matrix = torch.stack(columns)
+        matrix = _hessian_times(loss, flat, torch.eye(len(flat)).to(flat))
         if not bool(torch.isfinite(matrix).all()):
             return math.nan
         return float(torch.linalg.eigvalsh(matrix).abs().max())
     return _power_iteration(loss, flat)
 
 
-def _hessian_times(loss: Callable[[Tensor], Tensor], flat: Tensor, v: Tensor) -> Tensor:
-    """``∇²L̃ v``, by differentiating ``⟨∇L̃, v⟩``."""
+def _hessian_times(loss: Callable[[Tensor], Tensor], flat: Tensor, vectors: Tensor) -> Tensor:
+    """``∇²L̃ v`` for each row v, by differentiating the gradient."""
     at = flat.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
-    (result,) = torch.autograd.grad(torch.dot(gradient, v), at)
+    (result,) = torch.autograd.grad(gradient, at, vectors, is_grads_batched=True)
     return result
 
 
@@ -123,6 +122,6 @@ def _power_iteration(loss: Callable[[Tensor], Tensor], flat: Tensor) -> float:
     size = math.nan
     for _ in range(60):
         v = v / torch.linalg.vector_norm(v)
-        v = _hessian_times(loss, flat, v)
+        v = _hessian_times(loss, flat, v.unsqueeze(0))[0]
         size = float(torch.linalg.vector_norm(v))
     return size
