@@ -185,6 +185,21 @@ def test_alignment_may_be_faster_but_not_slower(settled: Settled) -> None:
     assert found.outcome == "holds"
 
 
+@pytest.mark.parametrize("hidden", [(4,), (4, 4)])
+@pytest.mark.parametrize("eps", [0.0, 0.3])
+def test_nothing_fails_on_an_acute_cone(hidden: tuple[int, ...], eps: float) -> None:
+    """There the loss falls however long the step is; steps of e^10 still follow the flow."""
+    data = mf.load("separable:n=8,d=3,margin=1.0")
+    attack = f"exact-linear:p=2,eps={eps}" if eps else None
+    run = trained(
+        *hidden, data=data, features=3, attack=attack, lr="loss-based:fall=10", epochs=700
+    )
+    found = judged(run, data)
+    print(f"\nL = {len(hidden) + 1}, ε = {eps}: {'; '.join(v.measured for v in found.values())}")
+    assert "fails" not in {v.outcome for v in found.values()}
+    assert found["direction"].outcome == "holds"
+
+
 # What it needs
 
 

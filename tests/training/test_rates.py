@@ -322,6 +322,17 @@ def test_a_does_not_run_away_on_an_acute_cone(depth: int) -> None:
     assert run.final["normalized_margin"] > 0.7
 
 
+def test_without_the_limit_it_does() -> None:
+    """The plain rule of Lyu & Li: here a doubles every fifth epoch until W overflows."""
+    run = mf.train(
+        deep(features=3), "separable:n=8,d=3,margin=1.0", lr="loss-based:fall=1e300", epochs=300,
+        schedule=[300],
+    )  # fmt: skip
+    print(f"\nno limit: ln L = {run.final['log_loss']:.2e}, a = {run.final['a']:.2e}")
+    assert run.final["log_loss"] < -1e15
+    assert run.final["undone"] < 30
+
+
 class Stop(Callback):
     def __init__(self, step: int) -> None:
         self.step = step

@@ -197,7 +197,7 @@ class LossBased(Rate):
     name = "loss-based"
     undoes = True
 
-    def __init__(self, a: float = 0.1, fall: float = 100.0) -> None:
+    def __init__(self, a: float = 0.1, fall: float = 10.0) -> None:
         super().__init__()
         self.a = real("loss-based: a", a, above=0.0)
         self.fall = real("loss-based: fall", fall, above=0.0)
