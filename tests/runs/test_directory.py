@@ -207,3 +207,18 @@ def test_metrics_are_lines_of_json(tmp_path: Path) -> None:
         2,
         3,
     ]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run = saved(tmp_path)
+    left = [
+        run.path / ".run.json.x1y2",
+        run.path / ".metrics.jsonl.x1y2",
+        run.path / "checkpoints" / ".step-00000004.safetensors.x1y2",
+    ]
+    kept = [run.path / ".notes", run.path / ".run.jsonc", run.path / "checkpoints" / "mine.txt"]
+    for path in left + kept:
+        path.write_text("half")
+    RunDirectory.reopen(run.path).close()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,17 @@ def test_the_l2_statements_do_not_apply_to_it() -> None:
         assert verdicts[name].outcome == "does not apply"
         assert "the exact ℓ2 perturbation, Eq. (10), or none (fgsm" in verdicts[name].measured
     assert verdicts["Eq. 36"].outcome == "holds"
+
+
+def test_it_fails_on_a_path_that_settles_on_the_svm_direction() -> None:
+    """Standard training, passed off as adversarial: the rival of the claim must not be excused."""
+    data = mf.load("separable:n=20,d=4,margin=0.3,seed=5")
+    run = mf.train(
+        mf.models.deep_linear(4, 5, 1, seed=1).double(), data, lr="loss-based", epochs=1500
+    )
+    forged = dataclasses.replace(
+        run, config={**run.config, "attack": "exact-linear:p=inf,eps=0.12"}
+    )
+    verdict = appendix_b5(Evidence(forged, data))
+    print(verdict.measured)
+    assert verdict.outcome == "fails"

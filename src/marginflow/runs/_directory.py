@@ -127,6 +127,7 @@ class RunDirectory:
         run = cls(path)
         run.read_config()
         run._acquire()
+        run._remove_leftovers()
         return run
 
     def close(self) -> None:
@@ -145,6 +146,17 @@ class RunDirectory:
             os.close(descriptor)
             raise RunError(f"another process is writing the run {str(self.path)!r}") from None
         self._lock = descriptor
+
+    def _remove_leftovers(self) -> None:
+        """Remove the temporary files of a process that was killed while it wrote.
+
+        Only under the lock, when nobody else can be writing them.
+        """
+        for folder in (self.path, self.path / "checkpoints", self.path / "trajectory"):
+            for prefix in (*(f".{name}." for name in _OWN), ".step-"):
+                for path in folder.glob(f"{prefix}*"):
+                    with storing(path):
+                        path.unlink()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``run.json``.

@@ -63,6 +63,14 @@ def appendix_b5(evidence: Evidence) -> Verdict:
         return claim.judge(
             None, text, "ln(1/L) is still below 10: train longer, or lr='loss-based'"
         )
+    # A direction on its way falls like 1/ln t: by half while ln(1/L) doubles.
+    half = next(
+        angle_there
+        for point, angle_there in zip(evidence.points, angles, strict=True)
+        if -(point.record["log_loss"] or 0.0) >= evidence.log_inverse_loss / 2
+    )
+    settled_elsewhere = angles[-1] > 0.95 * half and to_svm < angles[-1]
+    turned_away = angles[-1] >= angles[0]
     return claim.judge(
-        None if angles[-1] < angles[0] else False, text, "still turning: train longer"
+        False if settled_elsewhere or turned_away else None, text, "still turning: train longer"
     )
