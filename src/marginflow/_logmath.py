@@ -10,28 +10,33 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-# Beyond this point ln(log1p(t)/t), t = e^{-m} < 3.1e-7, is its second-order series:
-# the next term, t³/8 < 4e-21, is below half an ulp of the result in float64.
-_SERIES_FROM = 15.0
+# Beyond this point log1p(t)/t = 1 − t/2 + t²/3 − …, t = e^{-m} < 0.05, is summed: the first term
+# left out, t¹²/13 < 2e-17, is below half an ulp in float64. The sum is not for the value's sake
+# but for the derivatives': autograd through logsigmoid loses ε e^m of the second one.
+_SERIES_FROM = 3.0
+_SERIES = tuple((-1) ** k / (k + 1) for k in range(12))
 
 
 def log_softplus_neg(m: Tensor) -> Tensor:
     """``ln ln(1 + e^{−m})``, the logarithm of the logistic loss at margin ``m``.
 
-    With ``t = e^{−m}``: ``−m + ln(log1p(t)/t)`` for large m (the bracket by its
+    With ``t = e^{−m}``: ``−m + ln(log1p(t)/t)`` for m > 3 (the bracket by its
     series, so that nothing underflows), ``ln(−logsigmoid(m))`` elsewhere.
 
     Accurate for |m| ≤ 1e6 in float32 and float64 (tested at −1e4 … 1e4): the first
     derivative to 2 ulp, the value to 2 ulp of ``max(1, |value|)`` (it is 0 at
-    m = −0.5413, where only the absolute error is small). The derivative tends to −1
-    as m → ∞ and to 1/m as m → −∞.
+    m = −0.5413, where only the absolute error is small), the second derivative to
+    10³ ulp. The derivative tends to −1 as m → ∞ and to 1/m as m → −∞.
     """
     far = m > _SERIES_FROM
     # Masked before the branch: the unused side must not produce inf · 0 in backward.
     near_m = torch.where(far, torch.zeros_like(m), m)
     far_m = torch.where(far, m, torch.full_like(m, _SERIES_FROM))
     t = torch.exp(-far_m)
-    return torch.where(far, -far_m - t / 2 + 5 * t * t / 24, torch.log(-logsigmoid(near_m)))
+    ratio = torch.full_like(t, _SERIES[-1])
+    for coefficient in reversed(_SERIES[:-1]):
+        ratio = ratio * t + coefficient
+    return torch.where(far, -far_m + torch.log(ratio), torch.log(-logsigmoid(near_m)))
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

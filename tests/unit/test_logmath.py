@@ -52,18 +52,16 @@ def test_log_softplus_neg_and_its_derivative(dtype: torch.dtype, copies: int) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_its_second_derivative(dtype: torch.dtype) -> None:
-    """Finite everywhere, but for 0 < m < 15 only to eps·e^m: 7e-10 in float64, nothing in float32.
-
-    torch's second derivative of logsigmoid forms σ(m) − 1. Nobody should take it in float32.
-    """
+    """To 10³ ulp: the Jacobian of the gradient flow is made of it."""
     m = torch.tensor(GRID, dtype=dtype, requires_grad=True)
     (first,) = torch.autograd.grad(log_softplus_neg(m).sum(), m, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), m)
     for point, curvature in zip(m.tolist(), second.tolist(), strict=True):
         loss, slope = softplus_neg(mpf(point)), sigmoid_neg(mpf(point))
         expected = slope * (1 - slope) / loss - (slope / loss) ** 2
-        lost = math.exp(point) if 0 < point <= 15 else 1
-        assert abs(curvature - expected) <= 4 * torch.finfo(dtype).eps * lost, (point, curvature)
+        # Below the smallest normal number there are fewer digits.
+        slack = 1e3 * torch.finfo(dtype).eps * abs(expected) + torch.finfo(dtype).tiny
+        assert abs(curvature - expected) <= slack, (point, curvature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
