@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from marginflow.monitor import Monitor
     from marginflow.runs import Run, load_run
     from marginflow.theorems import Verdict, verify
-    from marginflow.workflow import train
+    from marginflow.workflow import Flow, gradient_flow, train
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Alignment": "alignment",
     "Dataset": "datasets",
+    "Flow": "workflow",
     "Homogeneity": "homogeneity",
     "Layer": "homogeneity",
     "Margins": "margins",
@@ -38,6 +39,7 @@ _HOME = {
     "Run": "runs",
     "Verdict": "theorems",
     "adversarial_margins": "margins",
+    "gradient_flow": "workflow",
     "load": "datasets",
     "load_run": "runs",
     "measure_alignment": "alignment",
@@ -51,6 +53,7 @@ _MODULES = ("attacks", "datasets", "errors", "losses", "models", "references")
 __all__ = [
     "Alignment",
     "Dataset",
+    "Flow",
     "Homogeneity",
     "Layer",
     "Margins",
@@ -61,6 +64,7 @@ __all__ = [
     "attacks",
     "datasets",
     "errors",
+    "gradient_flow",
     "load",
     "load_run",
     "losses",

@@ -5,7 +5,7 @@ from marginflow.training._gauges import BalanceDrift, Descent, Gauge
 from marginflow.training._rates import Constant, Lemma2, LossBased, Rate, build_rate
 from marginflow.training._schedule import log_spaced
 from marginflow.training._smoothness import printed_smoothness, smoothness
-from marginflow.training._trainer import Trainer, TrainingState
+from marginflow.training._trainer import Trainer, TrainingState, deferred_interrupt
 
 __all__ = [
     "BalanceDrift",
@@ -19,6 +19,7 @@ __all__ = [
     "Trainer",
     "TrainingState",
     "build_rate",
+    "deferred_interrupt",
     "log_spaced",
     "printed_smoothness",
     "smoothness",

@@ -142,7 +142,7 @@ class Trainer:
         """
         modes = {module: module.training for module in self.model.modules()}
         devices = [self.data.x.device] if self.data.x.is_cuda else []
-        with torch.random.fork_rng(devices=devices), _deferred_interrupt() as interrupted:
+        with torch.random.fork_rng(devices=devices), deferred_interrupt() as interrupted:
             if self._global_state is None:
                 torch.manual_seed(_seed(self.seed, "global", 0))
             else:
@@ -319,7 +319,7 @@ def _seed(seed: int, stream: _Stream, index: int) -> int:
 
 
 @contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
+def deferred_interrupt() -> Iterator[threading.Event]:
     """Ctrl-C sets the event instead of raising in the middle of an update; twice raises at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

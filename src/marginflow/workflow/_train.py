@@ -16,7 +16,7 @@ from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
 from marginflow.engine import AutogradEngine
 from marginflow.errors import DivergedError, InputError, ModelError, RunError
-from marginflow.homogeneity import evaluation_mode, measure_homogeneity
+from marginflow.homogeneity import measure_homogeneity
 from marginflow.losses import Loss, get_loss
 from marginflow.models import build as build_model
 from marginflow.models import linear_layers
@@ -34,6 +34,7 @@ from marginflow.training import (
 )
 from marginflow.workflow._callbacks import KeepingWeights, Measuring, ProgressBar, Recording
 from marginflow.workflow._provenance import provenance
+from marginflow.workflow._setup import check_fit, check_same, layer_table
 
 _KEPT_WEIGHTS = 20_000
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -131,7 +132,7 @@ def train(
 
     model.to(device=device, dtype=dtype)
     placed = data.to(dtype=dtype, device=device)
-    _check_fit(model, placed, loss, attack, measured)
+    check_fit(model, placed, loss, attack, measured)
     homogeneity = measure_homogeneity(model, placed.x) if measure else None
     monitor = None
     if homogeneity is not None:
@@ -167,7 +168,7 @@ def train(
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
-        "layers": _layer_table(homogeneity),
+        "layers": layer_table(homogeneity),
     }
     if monitor is not None:
         gauges: list[Gauge] = []
@@ -224,7 +225,7 @@ def _open_directory(
     directory = RunDirectory.reopen(out)
     try:
         stored = directory.read_config()
-        _check_same(stored, config)
+        check_same(stored, config, free=("epochs", "layers"))
         checkpoint = directory.latest_checkpoint()
         step, elapsed = -1, 0.0
         if checkpoint is not None:
@@ -253,48 +254,6 @@ def _open_directory(
     return directory, elapsed
 
 
-def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under other settings; only ``epochs`` may change."""
-    # The layers follow from the model and the weights, which the checkpoint checks.
-    free = ("epochs", "layers")
-    differing = [
-        key for key, value in config.items() if key not in free and stored.get(key) != value
-    ]
-    if differing:
-        changes = "; ".join(
-            f"{k}: {stored.get(k)!r} there, {config[k]!r} now" for k in differing[:4]
-        )
-        raise RunError(f"cannot resume under other settings ({changes}); use another --out")
-
-
-def _check_fit(
-    model: nn.Module,
-    data: Dataset,
-    loss: Loss,
-    attack: Attack | None,
-    measured: Attack | None,
-) -> None:
-    """One evaluation of everything on a few examples, so that nothing fails after step 0."""
-    x, y = data.x[:2], data.y[:2]
-    with torch.no_grad(), evaluation_mode(model):
-        try:
-            outputs = model(x)
-        except RuntimeError as error:
-            raise ModelError(
-                f"the model does not take examples of shape {data.shape}: {str(error).splitlines()[0]}"
-            ) from error
-        if not isinstance(outputs, Tensor):
-            raise ModelError(
-                f"the model: expected a tensor as output, got {type(outputs).__name__}"
-            )
-        loss.scores(outputs, y)
-        # All labels, with outputs of the right shape, and not only those of two examples.
-        loss.scores(outputs[:1].expand(data.n, *outputs.shape[1:]), data.y)
-    for tried in (attack, measured):
-        if tried is not None:
-            tried(model, x, y, generator=torch.Generator().manual_seed(0))
-
-
 def _dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
     if isinstance(dtype, str):
         return _DTYPES[choice("dtype", dtype, _DTYPES)]
@@ -321,15 +280,6 @@ def _is_small_linear(model: nn.Module) -> bool:
         return sum(w.numel() for w in linear_layers(model)) <= _KEPT_WEIGHTS
     except ModelError:
         return False
-
-
-def _layer_table(homogeneity: Any) -> list[dict[str, Any]] | None:
-    if homogeneity is None:
-        return None
-    return [
-        dataclasses.asdict(layer) | {"parameters": list(layer.parameters)}
-        for layer in homogeneity.layers
-    ]
 
 
 def _with_advice(error: DivergedError, directory: RunDirectory | None) -> DivergedError:

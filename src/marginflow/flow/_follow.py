@@ -1,0 +1,252 @@
+"""Following a flow from goal to goal with the integrator that its field calls for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from marginflow.errors import DivergedError
+from marginflow.flow._field import Field, FieldValue, Vector
+from marginflow.flow._jumps import REACH, find_jumps
+from marginflow.flow._smooth import Smooth, Stalled
+from marginflow.flow._state import Goal, Layers, Method, State, Tally, Watch, is_separated
+from marginflow.flow._steps import Steps
+from marginflow.homogeneity import Homogeneity
+
+DENSE_LIMIT = 3000
+"""Largest number of weights for which the Jacobian is formed: 72 MB, and 20 s of a core for 100 steps."""
+
+TOLERANCES: dict[str, float] = {"stiff": 1e-8, "runge-kutta": 1e-6, "steps": 1e-5, "jumps": 1e-3}
+"""Default tolerances, relative to ‖W‖, by integrator; ``jumps`` is that of steps where ln L jumps."""
+
+_FIRST = 1e-4  # first step, relative
+_LARGE_STEPS = 1e-4  # default tolerance of steps beyond DENSE_LIMIT, where evaluations are dear
+_STILL_EVALUATIONS = 20_000
+_STILL = 1e-3
+
+
+class Follower:
+    """Follows ``dW/ds = −∇ ln L`` and chooses how.
+
+    The field is first searched for jumps. Smooth: ``stiff`` up to :data:`DENSE_LIMIT` weights,
+    ``runge-kutta`` beyond. Otherwise ``steps``. A smooth integrator that stalls hands over to steps; where
+    the jumps are passed it is tried again, after ever longer waits.
+
+    Args:
+        field: the field.
+        model: its network, for the names of the layers.
+        homogeneity: the measured layers.
+        method: ``auto`` or an integrator's name.
+        rtol: the tolerance; None takes :data:`TOLERANCES`.
+        patience: ln t at which a flow that has not separated the data is given up.
+        max_evaluations: evaluations of the field after which the flow ends.
+
+    Attributes:
+        state: where the flow stands. tally: what happened so far.
+        notes: which integrator was chosen when, and why, in words.
+        ended: why the flow can go no further, or "" while it can.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        model: nn.Module,
+        homogeneity: Homogeneity,
+        *,
+        method: Method | Literal["auto"] = "auto",
+        rtol: float | None = None,
+        patience: float = 50.0,
+        max_evaluations: int = 2_000_000,
+    ) -> None:
+        self.field = field
+        self.layers = Layers(model, homogeneity)
+        self.tally = Tally()
+        self.watch = Watch(self.layers, self.tally)
+        self.method = method
+        self.rtol = rtol
+        self.patience = patience
+        self.max_evaluations = max_evaluations
+        self.notes: list[str] = []
+        self.ended = ""
+        self.loss_jumps = False
+        self.stopping: Callable[[], bool] = lambda: False
+        self._wait = 1
+        self._waited = 0
+        self._still = (math.inf, 0)
+        self.state = self._begin()
+
+    @property
+    def tolerance(self) -> float:
+        """The tolerance of the integrator at work, relative to ‖W‖."""
+        if self.rtol is not None:
+            return self.rtol
+        if self.state.method != "steps":
+            return TOLERANCES[self.state.method]
+        if self.loss_jumps:
+            return TOLERANCES["jumps"]
+        return TOLERANCES["steps"] if self.field.size <= DENSE_LIMIT else _LARGE_STEPS
+
+    def advance(
+        self, goals: Sequence[Goal], on_step: Callable[[State], None] = lambda state: None
+    ) -> bool:
+        """Go on to the first of the goals; False if the flow ended (:attr:`ended`) or was stopped."""
+
+        def noted(state: State, value: FieldValue) -> None:
+            if not math.isfinite(value.log_loss):
+                raise DivergedError(
+                    f"the flow diverged at step {self.tally.steps + 1}: ln L is {value.log_loss}; "
+                    "lower the tolerance (rtol) or start from smaller weights",
+                    self.tally.steps + 1,
+                    0,
+                )
+            self.watch(state, value)
+            self.here = value
+            on_step(state)
+
+        # Forgotten in any case: a resumed flow has not seen the point, and work is counted.
+        self.field.forget()
+        self.here = self.field(self.state.w)
+        self._perhaps_smooth_again()
+        while True:
+            integrator = self._integrator()
+            combined = self.tally.combined
+            try:
+                self.state = integrator.advance(self.state, goals, noted, self._give_up)
+            except Stalled as stalled:
+                self.state = stalled.state
+                self._to_steps()
+                continue
+            break
+        if self.state.method == "steps":
+            self._look_for_sliding(self.tally.combined - combined)
+        return not self.ended and not self.stopping()
+
+    def snapshot(self) -> dict[str, Any]:
+        """All numbers but the weights that the rest of the flow depends on."""
+        state = {f.name: getattr(self.state, f.name) for f in dataclasses.fields(State)}
+        del state["w"]
+        state["log_tl"] = None if math.isinf(self.state.log_tl) else self.state.log_tl
+        return {
+            "state": state,
+            "tally": dataclasses.asdict(self.tally),
+            "notes": list(self.notes),
+            "loss_jumps": self.loss_jumps,
+            "waits": [self._wait, self._waited],
+            "still": [None if math.isinf(self._still[0]) else self._still[0], self._still[1]],
+            "work": [self.field.evaluations, self.field.jacobians],
+        }
+
+    def restore(self, w: Vector, snapshot: dict[str, Any]) -> None:
+        """Continue from a snapshot and its weights."""
+        state = dict(snapshot["state"])
+        if state["log_tl"] is None:
+            state["log_tl"] = -math.inf
+        self.state = State(w=w, **state)
+        for name, value in snapshot["tally"].items():
+            setattr(self.tally, name, value)
+        self.notes = list(snapshot["notes"])
+        self.loss_jumps = snapshot["loss_jumps"]
+        self._wait, self._waited = snapshot["waits"]
+        still, since = snapshot["still"]
+        self._still = (math.inf if still is None else still, since)
+        self.field.evaluations, self.field.jacobians = snapshot["work"]
+
+    def _begin(self) -> State:
+        w = self.field.read()
+        value = self.field(w)
+        speed = float(np.linalg.norm(value.velocity))
+        first = _FIRST * float(np.linalg.norm(w)) / speed if speed > 0 else 1.0
+        method, why = self._first_method(w)
+        self.notes.append(f"{method} from the start: {why}")
+        size = _FIRST if method == "steps" else first
+        separated = is_separated(self.field, value)
+        return State(w, -math.inf, value.log_loss, size, separated, method)
+
+    def _first_method(self, w: Vector) -> tuple[Method, str]:
+        jumps = find_jumps(self.field, w)
+        self.loss_jumps = jumps.loss > 0
+        self.tally.jumps += bool(jumps.field or jumps.loss)
+        size = self.field.size
+        if self.method != "auto":
+            return self.method, f"as asked; near the start {jumps.words}"
+        if jumps.field or jumps.loss:
+            return "steps", f"near the start {jumps.words}"
+        if size <= DENSE_LIMIT:
+            return "stiff", f"{jumps.words}, {size} weights"
+        why = f"{size} weights are too many for a dense Jacobian (limit {DENSE_LIMIT})"
+        return "runge-kutta", f"{jumps.words}; {why}"
+
+    def _integrator(self) -> Smooth | Steps:
+        if self.state.method == "steps":
+            descent = self.field.conservative and not self.loss_jumps
+            return Steps(
+                self.field, self.tolerance, self.tally, descent=descent, fell=self.watch.fell
+            )
+        return Smooth(self.field, self.tolerance)
+
+    def _to_steps(self) -> None:
+        """A smooth integrator stalled: find out on what, and go on with steps."""
+        found = "nothing that bisection could find"
+        for reach in (1e-2, 1e-4, 1e-6):
+            jumps = find_jumps(self.field, self.state.w, reach)
+            if jumps.field or jumps.loss:
+                self.tally.jumps += 1
+                self.tally.sliding = True
+                self.loss_jumps |= jumps.loss > 0
+                found = jumps.words
+                break
+        self.notes.append(
+            f"steps from ln t = {self.state.log_time:.4g}: {self.state.method} stalled on a "
+            f"discontinuity ({found})"
+        )
+        self._waited = 0
+        self.state = dataclasses.replace(self.state, method="steps", step_size=_FIRST)
+
+    def _perhaps_smooth_again(self) -> None:
+        """Try the stiff integrator where the jumps lie behind: it goes on a thousand times faster."""
+        if self.state.method != "steps" or self.method != "auto" or self.loss_jumps:
+            return
+        if self.field.size > DENSE_LIMIT or not self.state.separated:
+            return
+        self._waited += 1
+        if self._waited < self._wait:
+            return
+        self._waited = 0
+        for reach in (REACH, 1e-2, 1e-4):
+            if find_jumps(self.field, self.state.w, reach).field:
+                return
+        self._wait *= 2
+        self.notes.append(f"stiff from ln t = {self.state.log_time:.4g}: no jump is near any more")
+        self.state = dataclasses.replace(self.state, method="stiff", step_size=1e-3)
+
+    def _look_for_sliding(self, combined: int) -> None:
+        """Whether the last stretch ended on a surface of discontinuity."""
+        if self.tally.sliding or not (combined or self.loss_jumps):
+            return
+        jumps = find_jumps(self.field, self.state.w, 4 * self.tolerance)
+        if jumps.field or jumps.loss:
+            self.tally.sliding = True
+            self.tally.jumps += 1
+            self.notes.append(f"sliding by ln t = {self.state.log_time:.4g}: {jumps.words}")
+
+    def _give_up(self, state: State) -> bool:
+        """Whether to end here; the reason goes into :attr:`ended`."""
+        if self.stopping():
+            return True
+        if self.field.evaluations >= self.max_evaluations:
+            self.ended = "work"
+        elif not state.separated:
+            speed = float(np.linalg.norm(self.here.velocity)) * float(np.linalg.norm(state.w))
+            best, since = self._still
+            if state.log_loss < best - _STILL:
+                self._still = (state.log_loss, self.field.evaluations)
+            elif self.field.evaluations - since > _STILL_EVALUATIONS:
+                self.ended = "not separated"
+            if state.log_time > self.patience or speed == 0:
+                self.ended = "not separated"
+        return bool(self.ended)

@@ -1,0 +1,238 @@
+"""Explicit normalised steps, for fields that jump and for networks too large for a Jacobian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq, nnls
+
+from marginflow.flow._field import Field, FieldValue, Vector
+from marginflow.flow._state import Goal, OnStep, State, Tally, is_separated
+
+_LARGEST = 0.1  # of ‖W‖ in one step
+_GROWTH = 1.5
+_SAFETY = 0.9
+_SHORT = 200.0  # times tol: a step so short that the change of v on it, > 1 %, is a jump's
+_BUNDLE = 24
+_DESCENT = 0.5  # of the first-order decrease of ln L, for a combination to be accepted
+_SHRINKS = 60
+_EXACT = 1e-9
+_LEAST = 1e-3  # of the tolerance: a shorter step is not tried to make ℓ/ρ rise
+
+
+Fall = Callable[[tuple[Vector, FieldValue], tuple[Vector, FieldValue]], float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A step that was tried: where it leads, and what it would do to the clock."""
+
+    w: Vector
+    value: FieldValue
+    ds: float
+
+
+class Steps:
+    """Steps of relative length η: ``ds = η‖W‖/‖v‖``.
+
+    Where ln L is continuous (``descent``) they are Heun's, ``W ← W + ds (v₁ + v₂)/2``, of second
+    order where v is smooth; η follows the embedded Euler step, ``‖v₂ − v₁‖ ds/2 ≤ tol ‖W‖``. A step
+    that meets a jump of v is taken along the shortest convex combination of the velocities found
+    nearby instead: Filippov's choice for a gradient field, the steepest descent of a function with
+    kinks, accepted only if ln L falls by half of what that promises.
+
+    Along such a flow ℓ/ρ never falls (Theorem 4). A step on which it does is too long, and is taken
+    again; only one that cannot be shortened so as to rise is let pass (and counted).
+
+    Where ln L itself jumps there is nothing to descend, and Filippov's combination is not
+    determined. The steps are Euler's then, ``W ← W + ds v``, with the same bound on the change of
+    v from step to step. Across a jump it shrinks like η only, so η settles near tol and
+    the path zigzags within tol of the surface: a sliding solution to first order.
+
+    Args:
+        field: the vector field.
+        tolerance: tol, relative to ‖W‖.
+        tally: where combinations and rejected steps are counted.
+        descent: whether ln L is continuous, and so decreases along the flow across jumps of v.
+        fell: by how much ``ln(ℓ/ρ)`` falls from one point to another, 0 where it is not defined.
+        fixed: a constant η, without any control (to measure the order).
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        tolerance: float,
+        tally: Tally,
+        *,
+        descent: bool,
+        fell: Fall = lambda before, after: 0.0,
+        fixed: float | None = None,
+    ) -> None:
+        self.fell = fell
+        self.field = field
+        self.tolerance = tolerance
+        self.tally = tally
+        self.descent = descent
+        self.fixed = fixed
+
+    def advance(
+        self,
+        state: State,
+        goals: Sequence[Goal],
+        on_step: OnStep,
+        give_up: Callable[[State], bool],
+    ) -> State:
+        """Step until a goal is reached or ``give_up`` says so."""
+        bundle: list[tuple[Vector, Vector]] = []
+        while not give_up(state):
+            here = self.field(state.w)
+            eta = self.fixed or min(state.step_size, _LARGEST)
+            take = self._heun if self.descent else self._euler
+            trial, following = take(state.w, here, eta, bundle)
+            after = self._after(state, here, trial, following)
+            if self._gap(after, goals) >= 0:
+                return self._hit(state, here, trial, goals, on_step, following)
+            on_step(after, trial.value)
+            state = after
+        return state
+
+    def _euler(
+        self, w: Vector, here: FieldValue, eta: float, bundle: list[tuple[Vector, Vector]]
+    ) -> tuple[_Trial, float]:
+        """An accepted Euler step, one evaluation each, and the η to try next."""
+        norm, v = float(np.linalg.norm(w)), here.velocity
+        speed = float(np.linalg.norm(v))
+        for last in range(_SHRINKS):
+            ds = eta * norm / speed
+            goal = w + ds * v
+            value = self.field(goal)
+            error = 0.5 * eta * float(np.linalg.norm(value.velocity - v)) / speed
+            if self.fixed is not None:
+                return _Trial(goal, value, ds), eta
+            # Twice tol is let pass: in sliding every other step would else be taken again.
+            if error <= 2 * self.tolerance or last == _SHRINKS - 1:
+                break
+            self.tally.rejected += 1
+            eta *= min(max(_SAFETY * math.sqrt(self.tolerance / error), 0.2), 0.7)
+        grow = _SAFETY * math.sqrt(self.tolerance / error) if error > 0 else _GROWTH
+        return _Trial(goal, value, ds), min(eta * min(max(grow, 0.5), _GROWTH), _LARGEST)
+
+    def _heun(
+        self, w: Vector, here: FieldValue, eta: float, bundle: list[tuple[Vector, Vector]]
+    ) -> tuple[_Trial, float]:
+        """An accepted step of Heun's or along a combination, and the η to try next."""
+        norm, v = float(np.linalg.norm(w)), here.velocity
+        speed = float(np.linalg.norm(v))
+        least = _LEAST * self.tolerance
+        for _ in range(_SHRINKS):
+            ds = eta * norm / speed
+            ahead = self.field(w + ds * v).velocity
+            change = float(np.linalg.norm(ahead - v)) / speed
+            error = 0.5 * eta * change
+            if self.fixed is not None or error <= self.tolerance:
+                goal = w + 0.5 * ds * (v + ahead)
+                value = self.field(goal)
+                if self.fixed is not None:
+                    return _Trial(goal, value, ds), eta
+                if eta <= least or self.fell((w, here), (goal, value)) <= 0:
+                    grow = _SAFETY * math.sqrt(self.tolerance / error) if error > 0 else _GROWTH
+                    bundle.clear()
+                    following = min(eta * min(max(grow, 0.3), _GROWTH), _LARGEST)
+                    return _Trial(goal, value, ds), following
+                self.tally.rejected += 1
+                eta *= 0.5
+                continue
+            # So short a step that a smooth field would hardly have changed on it.
+            if eta <= _SHORT * self.tolerance:
+                found = self._combined(w, here, eta, bundle, (w + ds * v, ahead))
+                if found is not None and (
+                    eta <= least or self.fell((w, here), (found.w, found.value)) <= 0
+                ):
+                    self.tally.combined += 1
+                    return found, min(eta * _GROWTH, _LARGEST)
+            self.tally.rejected += 1
+            eta *= min(max(_SAFETY * math.sqrt(self.tolerance / error), 0.2), 0.7)
+        goal = w + 0.5 * ds * (v + ahead)
+        return _Trial(goal, self.field(goal), ds), eta
+
+    def _combined(
+        self,
+        w: Vector,
+        here: FieldValue,
+        eta: float,
+        bundle: list[tuple[Vector, Vector]],
+        found: tuple[Vector, Vector],
+    ) -> _Trial | None:
+        """A step along the shortest convex combination of velocities nearby, if ln L descends."""
+        norm = float(np.linalg.norm(w))
+        bundle[:] = [b for b in bundle if np.linalg.norm(b[0] - w) <= 4 * eta * norm][-_BUNDLE:]
+        bundle.append(found)
+        for _ in range(8):
+            direction = _shortest([here.velocity, *(v for _, v in bundle)])
+            speed = float(np.linalg.norm(direction))
+            if speed == 0:
+                return None
+            ds = min(eta * norm / speed, 4 * eta * norm / float(np.linalg.norm(here.velocity)))
+            goal = w + ds * direction
+            value = self.field(goal)
+            gain = here.log_loss - value.log_loss
+            if gain >= _DESCENT * ds * speed**2:
+                return _Trial(goal, value, ds)
+            bundle.append((goal, value.velocity))
+        return None
+
+    def _after(self, old: State, here: FieldValue, trial: _Trial, size: float) -> State:
+        """The state after ``trial``, with ``ln L`` linear in s on the way for the clock."""
+        rise = here.log_loss - trial.value.log_loss
+        mean = -math.expm1(-rise) / rise if rise != 0 else 1.0
+        log_tl = float(np.logaddexp(old.log_tl - rise, math.log(trial.ds * mean)))
+        separated = old.separated or is_separated(self.field, trial.value)
+        return State(trial.w, log_tl, trial.value.log_loss, size, separated, old.method)
+
+    def _hit(
+        self,
+        state: State,
+        here: FieldValue,
+        last: _Trial,
+        goals: Sequence[Goal],
+        on_step: OnStep,
+        following: float,
+    ) -> State:
+        """The point of the chord of the last step at which the goal is reached."""
+
+        def at(share: float) -> State:
+            w = state.w + share * (last.w - state.w)
+            return self._after(state, here, _Trial(w, self.field(w), share * last.ds), following)
+
+        def distance(share: float) -> float:
+            # Aimed a little beyond: the goal shall be reached, not almost.
+            return (self._gap(at(share), goals) if share > 0 else first) - aim
+
+        first = self._gap(state, goals)
+        aim = 0.5 * _EXACT * max(1.0, abs(state.log_time) if math.isfinite(state.log_time) else 1.0)
+        share = 1.0
+        if not math.isfinite(first):
+            first = -1e300
+        if distance(1.0) > 0 > distance(0.0):
+            share = float(brentq(distance, 0.0, 1.0, xtol=1e-13, rtol=1e-12))
+        reached = at(share)
+        on_step(reached, self.field(reached.w))
+        return reached
+
+    def _gap(self, state: State, goals: Sequence[Goal]) -> float:
+        return max(goal(state.w, state.log_time, state.log_loss) for goal in goals)
+
+
+def _shortest(velocities: Sequence[Vector]) -> Vector:
+    """The shortest element of the convex hull, by non-negative least squares (Lawson & Hanson)."""
+    columns = np.stack(velocities, axis=1)
+    columns = columns / np.linalg.norm(columns, axis=0).max()
+    factor: Vector = np.linalg.qr(columns)[1]
+    rows: Vector = np.vstack([factor, np.ones((1, factor.shape[1]))])
+    weights, _ = nnls(rows, np.append(np.zeros(len(factor)), 1.0))
+    total = weights.sum()
+    shortest: Vector = np.stack(velocities, axis=1) @ (weights / total)
+    return shortest
