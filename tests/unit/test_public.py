@@ -15,6 +15,7 @@ from marginflow import errors
 PUBLIC = [
     "Alignment",
     "Dataset",
+    "Flow",
     "Homogeneity",
     "Layer",
     "Margins",
@@ -25,6 +26,7 @@ PUBLIC = [
     "attacks",
     "datasets",
     "errors",
+    "gradient_flow",
     "load",
     "load_run",
     "losses",
@@ -42,6 +44,10 @@ PACKAGES = {
         *("Perturbation", "build", "check_budget"),
     ],
     "engine": ["AutogradEngine", "LossGradient"],
+    "flow": [
+        *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),
+        *("Tally", "find_jumps"),
+    ],
     "models": [
         *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "conv_linear", "deep_linear"),
         *("diagonal_linear", "linear_layers", "load_weights", "mlp", "predictor"),

@@ -133,6 +133,92 @@ def train(
 
 
 @app.command(
+    epilog="Example: marginflow flow --data separable:n=20,d=10,margin=0.22 --model deep-linear:16 "
+    "--attack exact-linear:p=2,eps=0.05 --log-time 1e6 --out runs/flow"
+)
+def flow(
+    data: Annotated[str | None, typer.Option(help=_DATA)] = None,
+    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="Perturbation: none, fgm:eps=0.05, exact-linear:p=2,eps=0.05 …."),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="exponential (default for two classes), logistic or cross-entropy."),
+    ] = None,
+    derivative: Annotated[
+        str | None, typer.Option(help="total (default: through the attack) or detached.")
+    ] = None,
+    log_time: Annotated[
+        float | None, typer.Option(help="Stop at this ln t (default 1000 if no goal is given).")
+    ] = None,
+    log_norm: Annotated[float | None, typer.Option(help="Stop at this ln ‖W‖.")] = None,
+    loss_below: Annotated[float | None, typer.Option(help="Stop below this loss.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="auto (default: by the field's jumps), stiff, runge-kutta or steps."),
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option(help="Tolerance of a step relative to ‖W‖ (default by method).")
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(help="Give up at this ln t if the data are not separated (default 50)."),
+    ] = None,
+    max_evaluations: Annotated[
+        int | None, typer.Option(help="End after so many evaluations (default 2,000,000).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights (default 0).")] = None,
+    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory (default: a new one under runs/).")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the flow in --out, perhaps to a farther goal."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
+    keep_weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-weights/--drop-weights",
+            help="Keep the weights of every measurement (default: up to 120,000 of them).",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Follow the gradient flow in float64, to times that no training reaches.
+
+    Exit code 1 if it ends before its goal, with advice.
+    """
+    from marginflow.cli._flow import run_flow
+
+    given = {
+        "data": data,
+        "model": model,
+        "attack": attack,
+        "loss": loss,
+        "derivative": derivative,
+        "log_time": log_time,
+        "log_norm": log_norm,
+        "loss_below": loss_below,
+        "method": method,
+        "rtol": rtol,
+        "patience": patience,
+        "max_evaluations": max_evaluations,
+        "seed": seed,
+        "threads": threads,
+        "data_dir": data_dir,
+        "out": out,
+        "keep_weights": keep_weights,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(run_flow(given, resume=resume, force=force, progress=not quiet))
+
+
+@app.command(
     epilog="Example: marginflow measure runs/fgsm --attack pgd-linf:eps=0.1,steps=20 "
     "--attack fgm:eps=0.5"
 )

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
-    "derivative", "seed", "dtype", "device",
+    "derivative", "seed", "dtype", "device", "measure", "schedule", "keep_weights",
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def run_training(
     if resume:
         if "out" not in options:
             raise InputError("--resume needs --out RUN, the run directory to continue")
-        stored = _stored_options(Path(options["out"]))
+        stored = stored_options(Path(options["out"]), "train", _STORED)
         measure, schedule = stored.pop("measure"), stored.pop("schedule")
         keep_weights = stored.pop("keep_weights")
         options = {**stored, **options}
@@ -71,7 +71,7 @@ def run_training(
     data = mf.load(options.pop("data"), data_dir=data_dir)
     options.setdefault("dtype", "float32")
     if "out" not in options:
-        options["out"] = _free_name(data.name, options.get("attack", "none"))
+        options["out"] = free_name(data.name, options.get("attack", "none"))
     started = time.monotonic()
     try:
         run = mf.train(
@@ -123,29 +123,32 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     return options
 
 
-def _stored_options(path: Path) -> dict[str, Any]:
-    """The options under which the run in ``path`` was started."""
+def stored_options(path: Path, kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """The options under which the run of this ``kind`` in ``path`` was started.
+
+    Raises:
+        RunError: a run of another kind, of a model of one's own, or without one of ``names``.
+    """
     from marginflow.runs import RunDirectory
 
     config = RunDirectory(path).read_config()
-    if config.get("kind") != "train":
-        raise RunError(f"{str(path)!r} is not a training run")
+    if config.get("kind") != kind:
+        other = {"train": "a training run", "flow": "a gradient flow"}
+        raise RunError(
+            f"{str(path)!r} is not {other[kind]} but {other.get(str(config.get('kind')), 'another')}"
+        )
     if not config.get("model"):
         raise RunError(
-            f"the run in {str(path)!r} trained a model of its own kind; resume it from Python with "
-            "mf.train(model, …, resume=True)"
+            f"the run in {str(path)!r} has a model of its own kind; resume it from Python, with "
+            f"mf.{'train' if kind == 'train' else 'gradient_flow'}(model, …, resume=True)"
         )
     try:
-        stored = {name: config[name] for name in _STORED}
-        stored["model"] = config["model_spec"]
-        for name in ("measure", "schedule", "keep_weights"):
-            stored[name] = config[name]
+        return {name: config[name] for name in names} | {"model": config["model_spec"]}
     except KeyError as error:
         raise RunError(f"the run.json in {str(path)!r} lacks {error}") from None
-    return stored
 
 
-def _free_name(data: str, attack: str) -> Path:
+def free_name(data: str, attack: str) -> Path:
     """A new folder under ``runs/`` that says what is in it."""
     words = re.sub(r"[^a-z0-9]+", "-", f"{data} {attack.partition(':')[0]}".lower()).strip("-")
     number = 1

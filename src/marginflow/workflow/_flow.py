@@ -209,7 +209,8 @@ def gradient_flow(
     if out is not None and not resume:
         RunDirectory.check_free(out, force=force)
 
-    converted = any(p.dtype != torch.float64 for p in model.parameters())
+    mine = model_spec is None
+    converted = mine and any(p.dtype != torch.float64 for p in model.parameters())
     model.to(device="cpu", dtype=torch.float64)
     placed = data.to(dtype=torch.float64, device="cpu")
     check_fit(model, placed, loss, attack, None)
