@@ -164,7 +164,7 @@ def flow(
     ] = None,
     patience: Annotated[
         float | None,
-        typer.Option(help="Give up at this ln t if the data are not separated (default 50)."),
+        typer.Option(help="Give up at this ln t if the data are not separated (default 30)."),
     ] = None,
     max_evaluations: Annotated[
         int | None, typer.Option(help="End after so many evaluations (default 2,000,000).")

@@ -28,6 +28,7 @@ _FIRST = 1e-4  # first step, relative
 _LARGE_STEPS = 1e-4  # default tolerance of steps beyond DENSE_LIMIT, where evaluations are dear
 _STILL_EVALUATIONS = 20_000
 _STILL = 1e-3
+_REST = 1e-4  # of ln L per unit of ln t
 
 
 class Follower:
@@ -43,7 +44,8 @@ class Follower:
         homogeneity: the measured layers.
         method: ``auto`` or an integrator's name.
         rtol: the tolerance; None takes :data:`TOLERANCES`.
-        patience: ln t at which a flow that has not separated the data is given up.
+        patience: ln t at which a flow that has not separated the data is given up; at half of it
+            if ln L has all but stopped: ``|d ln L/d ln t| = tL ‖∇ ln L‖² < 1e-4``.
         max_evaluations: evaluations of the field after which the flow ends.
 
     Attributes:
@@ -60,7 +62,7 @@ class Follower:
         *,
         method: Method | Literal["auto"] = "auto",
         rtol: float | None = None,
-        patience: float = 50.0,
+        patience: float = 30.0,
         max_evaluations: int = 2_000_000,
     ) -> None:
         self.field = field
@@ -119,6 +121,10 @@ class Follower:
                 self.state = integrator.advance(self.state, goals, noted, self._give_up)
             except Stalled as stalled:
                 self.state = stalled.state
+                if not self.state.separated and self._at_rest(self.state):
+                    # Not a jump: what is left of the gradient is rounding.
+                    self.ended = "not separated"
+                    break
                 self._to_steps()
                 continue
             break
@@ -241,12 +247,18 @@ class Follower:
         if self.field.evaluations >= self.max_evaluations:
             self.ended = "work"
         elif not state.separated:
-            speed = float(np.linalg.norm(self.here.velocity)) * float(np.linalg.norm(state.w))
             best, since = self._still
             if state.log_loss < best - _STILL:
                 self._still = (state.log_loss, self.field.evaluations)
             elif self.field.evaluations - since > _STILL_EVALUATIONS:
                 self.ended = "not separated"
-            if state.log_time > self.patience or speed == 0:
+            late = state.log_time > 0.5 * self.patience and self._at_rest(state)
+            if state.log_time > self.patience or late or not self.here.velocity.any():
                 self.ended = "not separated"
         return bool(self.ended)
+
+    def _at_rest(self, state: State) -> bool:
+        """Whether ln L has all but stopped to change with ln t."""
+        velocity = self.field(state.w).velocity
+        square = float(velocity @ velocity)
+        return square == 0 or state.log_tl + math.log(square) < math.log(_REST)

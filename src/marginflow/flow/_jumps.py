@@ -10,6 +10,7 @@ from marginflow.flow._field import Field, Vector
 
 _LEVELS = 44  # 2⁻⁴⁴ = 6e-14 of the segment
 REACH = 0.2  # length of a segment, of ‖W‖
+_ACROSS = 3  # segments across the flow
 _FIELD = 1e-6  # relative; a smooth field changes by 1e-11 over so little
 _LOSS = 1e-10  # of max(1, |ln L|); a continuous one by 1e-12
 
@@ -40,7 +41,8 @@ def find_jumps(field: Field, w: Vector, reach: float = REACH, seed: int = 0) -> 
     """Search segments from ``w`` along the flow and across it for jumps of v and of ln L.
 
     Each segment is halved 44 times, always keeping the half over which the quantity changes more. A
-    jump is kept whole; a continuous change is not. About 180 evaluations of the field.
+    jump is kept whole; a continuous change is not. At most 400 evaluations of the field; fewer
+    if ln L is found to jump.
 
     Args:
         field: the field.
@@ -52,16 +54,18 @@ def find_jumps(field: Field, w: Vector, reach: float = REACH, seed: int = 0) -> 
     norm = float(np.linalg.norm(w))
     velocity = field(w).velocity
     speed = float(np.linalg.norm(velocity))
-    across = np.random.default_rng(seed).standard_normal(len(w))
-    directions = [across / np.linalg.norm(across)]
+    across = np.random.default_rng(seed).standard_normal((_ACROSS, len(w)))
+    directions = list(across / np.linalg.norm(across, axis=1, keepdims=True))
     if speed > 0:
-        directions.append(velocity / speed)
+        directions.insert(0, velocity / speed)
     largest = {"field": 0.0, "loss": 0.0}
     for direction in directions:
-        for of in ("field", "loss"):
+        for of in ("loss", "field"):
             jump_field, jump_loss = _bisect(field, w, w + reach * norm * direction, of)
             largest["field"] = max(largest["field"], jump_field)
             largest["loss"] = max(largest["loss"], jump_loss)
+        if largest["loss"] > _LOSS and largest["field"] > _FIELD:
+            break
     return Jumps(
         largest["field"] if largest["field"] > _FIELD else 0.0,
         largest["loss"] if largest["loss"] > _LOSS else 0.0,

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.flow._state import Goal, OnStep, State, is_separated
 
-_STALL = 4000  # evaluations without getting on: smooth fields take some dozens a step
+_STALL = 2500  # evaluations without getting on: smooth fields take some dozens a step
 _PROGRESS = 0.02  # what getting on means, in relative change of the weights
 _TRIALS = 8
 _EXACT = 1e-9  # a goal is hit to that, relative to max(1, |ln t|)

@@ -33,6 +33,8 @@ class _Trial:
     w: Vector
     value: FieldValue
     ds: float
+    along: Vector | None = None
+    """The velocity at the start for a step of Heun's, None for one along a straight line."""
 
 
 class Steps:
@@ -136,12 +138,12 @@ class Steps:
                 goal = w + 0.5 * ds * (v + ahead)
                 value = self.field(goal)
                 if self.fixed is not None:
-                    return _Trial(goal, value, ds), eta
+                    return _Trial(goal, value, ds, v), eta
                 if eta <= least or self.fell((w, here), (goal, value)) <= 0:
                     grow = _SAFETY * math.sqrt(self.tolerance / error) if error > 0 else _GROWTH
                     bundle.clear()
                     following = min(eta * min(max(grow, 0.3), _GROWTH), _LARGEST)
-                    return _Trial(goal, value, ds), following
+                    return _Trial(goal, value, ds, v), following
                 self.tally.rejected += 1
                 eta *= 0.5
                 continue
@@ -201,10 +203,14 @@ class Steps:
         on_step: OnStep,
         following: float,
     ) -> State:
-        """The point of the chord of the last step at which the goal is reached."""
+        """The point of the last step, made shorter, at which the goal is reached."""
 
         def at(share: float) -> State:
-            w = state.w + share * (last.w - state.w)
+            if last.along is None or share in (0.0, 1.0):
+                w = state.w + share * (last.w - state.w)
+            else:
+                ds, v = share * last.ds, last.along
+                w = state.w + 0.5 * ds * (v + self.field(state.w + ds * v).velocity)
             return self._after(state, here, _Trial(w, self.field(w), share * last.ds), following)
 
         def distance(share: float) -> float:

@@ -122,7 +122,7 @@ def gradient_flow(
     method: Method | Literal["auto"] = "auto",
     rtol: float | None = None,
     schedule: Collection[float] | None = None,
-    patience: float = 50.0,
+    patience: float = 30.0,
     max_evaluations: int = 2_000_000,
     keep_weights: bool | None = None,
     seed: int = 0,
@@ -152,7 +152,8 @@ def gradient_flow(
             relative length, for fields that jump).
         rtol: tolerance of a step relative to ‖W‖; by default :data:`marginflow.flow.TOLERANCES`.
         schedule: values of ln t at which to measure; by default −3 … 1 and ten a decade beyond.
-        patience: ln t after which a flow that does not separate the data is given up.
+        patience: ln t after which a flow that does not separate the data is given up (half of it, if
+            ln L has all but stopped).
         max_evaluations: evaluations of the field after which the flow ends.
         keep_weights: keep the weights of every measurement, for statements about the path;
             by default for up to about 120 000 weights.
