@@ -79,6 +79,8 @@ class Field:
         exact = attack is not None and attack.exact and not self._several
         signs = attack is not None and math.isinf(attack.p) and not attack.exact
         self.conservative = attack is None or derivative == "total" or exact or signs
+        # Where they agree the cheaper one serves; the Jacobian differentiates through δ in any case.
+        self._through: Derivative = "detached" if exact or signs else derivative
 
     @property
     def _several(self) -> bool:
@@ -109,7 +111,7 @@ class Field:
         self.write(w)
         x = self.x
         if self.attack is not None:
-            x = x + self._delta(self.derivative)
+            x = x + self._delta(self._through)
         outputs = self.model(x)
         log_loss = self.loss.log_mean(self.loss.scores(outputs, self.y))
         gradient = torch.autograd.grad(log_loss, self.parameters, materialize_grads=True)
