@@ -105,6 +105,11 @@ class Evidence:
         return bool(self.config["kind"] == "flow")
 
     @property
+    def further(self) -> str:
+        """What to do to get further along the path."""
+        return "follow the flow further" if self.is_flow else "train longer, or lr='loss-based'"
+
+    @property
     def rtol(self) -> float:
         """The relative tolerance of a flow's integrator; 0 for a training run."""
         return float(self.config.get("rtol") or 0.0) if self.is_flow else 0.0

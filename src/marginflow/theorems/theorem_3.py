@@ -68,7 +68,7 @@ def _growth(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     path = path_of(evidence)
     unmet = claim.set_aside("" if path is None else path.course())
     if unmet or path is None or not path.has_separated:
-        return unmet or claim.judge(None, "L < 1/n was not reached", "train longer")
+        return unmet or claim.judge(None, "L < 1/n was not reached", evidence.further)
     rho = np.exp(path.log_rho[path.separated] - path.log_rho[0])
     falls, largest = path.falls(rho)
     margin, log_time = path.series("margin"), path.series("log_time")
@@ -79,7 +79,7 @@ def _growth(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     if evidence.is_flow and largest > _slack(evidence):
         return claim.judge(False, text)
     if not _is_far(path):
-        return claim.judge(None, text, f"ln t is still below {_FAR:g}: follow the flow further")
+        return claim.judge(None, text, f"ln t is still below {_FAR:g}: {evidence.further}")
     # ln(1/L) lies between m and m + ln n; a gradient across the weights adds at most 1.
     gap = path.log_time + _log_speed(path) - margin[-1]
     if not -1.0 <= gap <= math.log(path.n) + 1.0:
@@ -101,7 +101,7 @@ def _rate(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     )
     unmet = claim.set_aside("" if path is None else path.course())
     if unmet or path is None or not path.has_separated:
-        return unmet or claim.judge(None, "L < 1/n was not reached", "train longer")
+        return unmet or claim.judge(None, "L < 1/n was not reached", evidence.further)
     part = path.last_part()
     if part is None or not _is_past(path):
         return claim.judge(
@@ -133,7 +133,7 @@ def _corollary_1(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     )
     unmet = claim.set_aside("" if path is None else path.course())
     if unmet or path is None or not path.has_separated:
-        return unmet or claim.judge(None, "L < 1/n was not reached", "train longer")
+        return unmet or claim.judge(None, "L < 1/n was not reached", evidence.further)
     inside = path.norms[path.separated]
     found = [path.falls(column) for column in inside.T]
     count, largest = sum(f[0] for f in found), max(f[1] for f in found)
