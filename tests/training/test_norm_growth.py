@@ -14,6 +14,7 @@ from torch import nn
 
 import marginflow as mf
 from marginflow.attacks import FGM, FGSM, PGD, Attack, Derivative, ExactLinear, FiniteSet
+from marginflow.attacks._base import Query
 from marginflow.engine import AutogradEngine
 from marginflow.losses import get_loss
 from marginflow.training import Callback, NormGrowth, Trainer
@@ -136,16 +137,34 @@ def test_a_push_in_the_middle_is_seen_at_its_size(size: float) -> None:
     assert expected > 1e-11
 
 
-def test_what_breaks_the_law_is_seen() -> None:
-    """An attack on the loss through δ(W), and momentum."""
+def test_scale_invariance_is_not_needed() -> None:
+    """Scaling W_k by a is scaling f by a^{c_k}: ⟨W_k, G_k⟩/c_k is one number for any δ that sees f only."""
     lossy = FGM(0.3, objective="loss")
-    model = mf.models.mlp(4, 6, 4, 1, activation="squared-relu", seed=1).double()
     three = mf.Dataset(data().x, torch.arange(12) % 3)
     many = mf.models.mlp(4, 6, 3, activation="squared-relu", seed=0).double()
     _, gauge = trained(many, lossy, derivative="total", loss="cross-entropy", sample=three)
-    print(f"\nattack on the loss, through δ(W): {gauge.read()['norm_drift']:.1e}")
+    assert gauge.read()["norm_drift"] < 1e-13
+
+
+def test_what_breaks_the_law_is_seen() -> None:
+    """An attack that looks at one layer, through δ(W), and momentum."""
+
+    class Peeking(FGM):
+        def _perturb(
+            self, query: Query, generator: torch.Generator | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            delta, dead = super()._perturb(query, generator)
+            first = next(iter(query.model.parameters()))
+            return delta * torch.tanh(torch.linalg.vector_norm(first)), dead
+
+    model = mf.models.mlp(4, 6, 4, 1, activation="squared-relu", seed=1).double()
+    _, gauge = trained(model, Peeking(0.3), derivative="total")
+    print(f"\nan attack that looks at a layer: {gauge.read()['norm_drift']:.1e}")
     assert gauge.read()["norm_drift"] > 1e-9
+    _, gauge = trained(model, Peeking(0.3))
+    assert gauge.read()["norm_drift"] < 1e-13
     run, gauge = trained(model, FGM(0.3), momentum=0.5)
+    print(f"momentum: {gauge.read()['norm_drift']:.1e}")
     assert gauge.read()["norm_drift"] > 1e-6
     assert not NormGrowth.fits(run, mf.measure_homogeneity(model, data().x))
 

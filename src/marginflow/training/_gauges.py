@@ -89,8 +89,8 @@ class BalanceDrift(Gauge):
 class NormGrowth(Gauge):
     """How exactly the layers' norms grow alike (Lemma 11 for steps of any size).
 
-    ``[‖W_k‖_F² − Σ η² ‖G_k‖_F²]/c_k`` grows by ``2ην`` at each step in every layer (Lemma 4), whatever the
-    network, loss and attack, with δ held fixed or, for a scale invariant attack, through δ(W). Reads
+    ``[‖W_k‖_F² − Σ η² ‖G_k‖_F²]/c_k`` grows alike in every layer at each step, by ``2ην`` (Lemma 4), whatever
+    the network, loss, attack and derivative: multiplying W_k by a is multiplying f by a^{c_k}. Reads
     ``norm_drift``: how far two layers have come apart, divided by max_k ‖W_k‖_F². Not
     with momentum, nor with undone epochs; in float64, where it can be told from rounding.
     """
