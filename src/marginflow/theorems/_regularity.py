@@ -22,6 +22,7 @@ _JUMP = 1e-6
 _STEPS = (1e-6, 1e-8)
 _GRID = 16
 _SEGMENTS = 2
+_SUSPECTS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +165,12 @@ class _Segment:
         """
         try:
             grid = [self.at(k / _GRID) for k in range(_GRID + 1)]
-            scale = max(float(m.abs().max()) for _, m in grid) or 1.0
-            deltas = [flat(delta) for delta, _ in grid]
-            margins = [m.unsqueeze(1) for _, m in grid]
-            return (
-                self._halved(0, *_kinked(deltas)) / self.attack.eps,
-                self._halved(1, *_kinked(margins)) / scale,
-            )
+            found = [self._halved(piece, which) for piece, which in self._suspects(grid)]
         except ModelError:
             # Where W_Π cancels to rounding, the exact attack cannot tell that f is linear.
             return None
+        scale = max(float(m.abs().max()) for _, m in grid) or 1.0
+        return max(f[0] for f in found) / self.attack.eps, max(f[1] for f in found) / scale
 
     def at(self, s: float, which: int | None = None) -> tuple[Tensor, Tensor]:
         """δ and m of all examples, or of one, at a point of the segment."""
@@ -186,35 +183,42 @@ class _Segment:
             with torch.no_grad():
                 return delta, margins_of(model(x + delta), y)
 
-    def _halved(self, part: int, piece: int, which: int) -> float:
-        """What is left of the move of one example's δ (part 0) or m (part 1) on one piece."""
+    def _suspects(self, grid: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int]]:
+        """Pieces of the grid, each with an example, on which δ and then m is least like a line.
 
-        def size(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-            if part:
-                return float((one[1] - other[1]).abs())
-            return float(_moved(one[0], other[0], self.attack.p))
+        A continuous network's margin can jump only where δ does; and a jump stands out in
+        second differences, however far the values move.
+        """
+        deltas, margins = (torch.stack([point[k] for point in grid]) for k in (0, 1))
+        moves = torch.stack([_moved(a, b, self.attack.p) for a, b in pairwise(deltas)])
+        bends = torch.stack(
+            [
+                _moved(a + c, 2 * b, self.attack.p)
+                for a, b, c in zip(deltas, deltas[1:], deltas[2:], strict=False)
+            ]
+        )
+        likely = bends >= bends.max() / 2
+        order = torch.where(likely, margins.diff(n=2, dim=0).abs(), -1.0).flatten()
+        found = []
+        for place in order.argsort(descending=True)[:_SUSPECTS].tolist():
+            piece, which = divmod(place, bends.shape[1])
+            later = bool(moves[piece + 1, which] > moves[piece, which])
+            found.append((piece + later, which))
+        return list(dict.fromkeys(found))
 
+    def _halved(self, piece: int, which: int) -> tuple[float, float]:
+        """What is left of the moves of one example's δ and m, halving the piece by the former."""
         low, high = piece / _GRID, (piece + 1) / _GRID
         at_low, at_high = self.at(low, which), self.at(high, which)
+        p = self.attack.p
         for _ in range(_HALVINGS):
             middle = low + (high - low) / 2
             between = self.at(middle, which)
-            if size(at_low, between) >= size(between, at_high):
+            if bool(_moved(at_low[0], between[0], p) >= _moved(between[0], at_high[0], p)):
                 high, at_high = middle, between
             else:
                 low, at_low = middle, between
-        return size(at_low, at_high)
-
-
-def _kinked(grid: Sequence[Tensor]) -> tuple[int, int]:
-    """The piece and the example where a sequence of (n, …) is least like a straight line."""
-    values = torch.stack(list(grid))
-    moves = values[1:] - values[:-1]
-    # A jump stands out in second differences, however far the values move.
-    bend = (moves[1:] - moves[:-1]).norm(dim=2)
-    place, which = divmod(int(bend.argmax()), bend.shape[1])
-    sizes = moves[place : place + 2, which].norm(dim=1)
-    return place + int(sizes.argmax()), which
+        return float(_moved(at_low[0], at_high[0], p)), float((at_low[1] - at_high[1]).abs())
 
 
 def _moved(one: Tensor, other: Tensor, p: float) -> Tensor:
