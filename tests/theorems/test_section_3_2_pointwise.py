@@ -76,9 +76,10 @@ def perturbed(attack: Attack | None, model: nn.Module, d: mf.Dataset) -> Tensor:
 
 
 def margin_list(model: nn.Module, z: Tensor, d: mf.Dataset) -> list[float]:
-    """y_i f(x_i + δ_i), one example at a time."""
+    """y_i f(x_i + δ_i)."""
     with torch.no_grad():
-        return [int(label) * model(z[i : i + 1]).item() for i, label in enumerate(d.y.tolist())]
+        outputs = model(z).reshape(-1).tolist()
+    return [label * f for label, f in zip(d.y.tolist(), outputs, strict=True)]
 
 
 def loss_of(model: nn.Module, z: Tensor, d: mf.Dataset) -> float:
@@ -463,18 +464,18 @@ def test_torch_on_a_kink_by_weights_in_whole_numbers() -> None:
         for p, w in zip(model.parameters(), whole, strict=True):
             p.copy_(torch.tensor(w))
     x = torch.tensor([[1.0, 1.0, 3.0]], dtype=torch.float64)
-    assert float((next(iter(model.parameters())) @ x[0])[0]) == 0.0
+    assert (next(iter(model.parameters())) @ x[0])[0].item() == 0.0
     f = model(x).squeeze()
     slopes = torch.autograd.grad(f, list(model.parameters()))
     for p, g in zip(model.parameters(), slopes, strict=True):
-        assert float((p * g).sum()) == pytest.approx(f.item(), rel=1e-12)
+        assert (p * g).sum().item() == pytest.approx(f.item(), rel=1e-12)
     for side in (1e-9, -1e-9):
         moved = x + torch.tensor([[side, 0.0, 0.0]], dtype=torch.float64)
         f = model(moved).squeeze()
         for p, g in zip(
             model.parameters(), torch.autograd.grad(f, list(model.parameters())), strict=True
         ):
-            assert float((p * g).sum()) == pytest.approx(f.item(), rel=1e-12)
+            assert (p * g).sum().item() == pytest.approx(f.item(), rel=1e-12)
 
 
 # Theorem 4, the identity
