@@ -18,11 +18,11 @@ from marginflow.theorems._site import Site
 _PAIRS = 64
 _HALVINGS = 44
 _JUMP = 1e-6
-"""Above this, relative, what is left after 44 halvings is a jump: a slope would be 10⁷."""
+"""Above this, relative, what is left after 44 halvings is a jump: a slope would be above 10⁷."""
 _STEPS = (1e-6, 1e-8)
 _GRID = 16
 _SEGMENTS = 2
-_SUSPECTS = 3
+_SUSPECTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Jumps:
     Attributes:
         shares: for each relative size h of a perturbation of the weights, the share of
             examples at the kept points whose δ moves by more than ε/1000.
-        delta: largest ``‖Δδ_i‖/ε`` that was left after halving a segment of the path 44 times.
+        delta: largest ``‖Δδ_i‖/ε`` that was left after halving a piece of the path up to 44 times.
         margin: largest ``|Δm_i|`` left likewise, relative to the largest |m_i| there.
     """
 
@@ -105,7 +105,7 @@ class Jumps:
     def __str__(self) -> str:
         shares = ", ".join(f"{share:.2g} at h = {h:g}" for h, share in self.shares.items())
         return (
-            f"left after {_HALVINGS} halvings of the path: |Δm_i| = {self.margin:.2g} max |m|, "
+            f"left after up to {_HALVINGS} halvings of the path: |Δm_i| = {self.margin:.2g} max |m|, "
             f"‖Δδ_i‖ = {self.delta:.2g} ε; beside it δ moves by over ε/1000 in a share of {shares}"
         )
 
@@ -165,12 +165,12 @@ class _Segment:
         """
         try:
             grid = [self.at(k / _GRID) for k in range(_GRID + 1)]
-            found = [self._halved(piece, which) for piece, which in self._suspects(grid)]
+            scale = max(float(m.abs().max()) for _, m in grid) or 1.0
+            found = [self._halved(piece, which, scale) for piece, which in self._suspects(grid)]
         except ModelError:
             # Where W_Π cancels to rounding, the exact attack cannot tell that f is linear.
             return None
-        scale = max(float(m.abs().max()) for _, m in grid) or 1.0
-        return max(f[0] for f in found) / self.attack.eps, max(f[1] for f in found) / scale
+        return max(f[0] for f in found), max(f[1] for f in found)
 
     def at(self, s: float, which: int | None = None) -> tuple[Tensor, Tensor]:
         """δ and m of all examples, or of one, at a point of the segment."""
@@ -206,19 +206,30 @@ class _Segment:
             found.append((piece + later, which))
         return list(dict.fromkeys(found))
 
-    def _halved(self, piece: int, which: int) -> tuple[float, float]:
-        """What is left of the moves of one example's δ and m, halving the piece by the former."""
+    def _halved(self, piece: int, which: int, scale: float) -> tuple[float, float]:
+        """What is left of the moves of one example's ``δ/ε`` and ``m/scale``, halving the piece.
+
+        The half with the larger move of δ is kept, or of m where δ does not move any more.
+        """
+
+        def moves(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[float, float]:
+            delta = float(_moved(one[0], other[0], self.attack.p)) / self.attack.eps
+            return delta, float((one[1] - other[1]).abs()) / scale
+
         low, high = piece / _GRID, (piece + 1) / _GRID
         at_low, at_high = self.at(low, which), self.at(high, which)
-        p = self.attack.p
+        left = moves(at_low, at_high)
         for _ in range(_HALVINGS):
+            if max(left) < 1e-3 * _JUMP:
+                break
             middle = low + (high - low) / 2
             between = self.at(middle, which)
-            if bool(_moved(at_low[0], between[0], p) >= _moved(between[0], at_high[0], p)):
-                high, at_high = middle, between
+            below, above = moves(at_low, between), moves(between, at_high)
+            if below >= above:
+                high, at_high, left = middle, between, below
             else:
-                low, at_low = middle, between
-        return float(_moved(at_low[0], at_high[0], p)), float((at_low[1] - at_high[1]).abs())
+                low, at_low, left = middle, between, above
+        return left
 
 
 def _moved(one: Tensor, other: Tensor, p: float) -> Tensor:
