@@ -18,6 +18,7 @@ from marginflow.attacks import FGM, FGSM, PGD, Attack, Derivative, ExactLinear, 
 from marginflow.runs import Run
 from marginflow.theorems import Evidence, Verdict, verify
 from marginflow.theorems.eq_36 import eq_36
+from marginflow.theorems.lemma_10 import lemma_10
 from marginflow.theorems.lemma_11 import lemma_11
 from marginflow.theorems.theorem_3 import theorem_3
 from marginflow.theorems.theorem_4 import _excess, theorem_4
@@ -221,6 +222,29 @@ def test_what_else_a_path_needs(config: dict[str, Any], words: str) -> None:
         verdict = path_verdicts(run)[name]
         assert verdict.outcome == "does not apply"
         assert words in verdict.measured
+
+
+def test_a_dead_input_that_comes_to_life() -> None:
+    """δ jumps from 0 to ε where ∇_x f was 0; that is over once L < 1/n."""
+    run = flow("squared-relu", SMOOTH)
+    dead = changed(run, weights=lambda step, w: w["linear1.weight"].copy_(revived(step, w)))
+    evidence = Evidence(dead, data())
+    found = lemma_10(evidence)
+    assert shown(found).outcome == "does not apply"
+    assert "δ jumps by 1 ε on the path" in found.measured
+    assert evidence.sites[0].smoothed < 0 < evidence.sites[1].smoothed
+    for name in ("Theorem 4 (monotone)", "Theorem 4 (γ̂_m)"):
+        assert path_verdicts(dead)[name].outcome == "holds"
+
+
+def revived(step: int, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """At the start no unit sees the first example."""
+    w = weights["linear1.weight"]
+    if step:
+        return w
+    x = data().x[0]
+    along = (w @ x) / (x @ x)
+    return w - torch.outer(along + along.abs() + 0.01, x)
 
 
 def test_before_the_examples_are_separated() -> None:

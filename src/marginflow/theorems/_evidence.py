@@ -278,6 +278,12 @@ class Evidence:
         return find_jumps(self.sites) if self.sites and self.attack is not None else None
 
     @cached_property
+    def jumps_since_separation(self) -> Jumps | None:
+        """The same from L < 1/n on, where no input is dead any more; None for fewer than two points."""
+        settled = tuple(site for site in self.sites if site.smoothed > 0)
+        return find_jumps(settled) if len(settled) > 1 else None
+
+    @cached_property
     def exact_maximum(self) -> bool:
         """Whether δ minimises the margin exactly, for its own ε or (PGD with few steps) a smaller.
 

@@ -83,8 +83,14 @@ def derivative_gap(evidence: Evidence) -> float:
     return largest
 
 
-def assumption_2(evidence: Evidence) -> Hypothesis:
-    """δ(W) locally Lipschitz, or an exact inner maximum, whose margins are so whatever δ does."""
+def assumption_2(evidence: Evidence, *, settled: bool = False) -> Hypothesis:
+    """δ(W) locally Lipschitz, or an exact inner maximum, whose margins are so whatever δ does.
+
+    Args:
+        evidence: the run.
+        settled: only from L < 1/n on: a dead input that comes to life makes δ jump from 0 to
+            ε, and there are none left then.
+    """
     name = "Assumption 2: δ(W) locally Lipschitz, or an exact inner maximum"
     attack = evidence.attack
     if attack is None or attack.eps == 0:
@@ -96,10 +102,12 @@ def assumption_2(evidence: Evidence) -> Hypothesis:
     if evidence.kinks is not None:
         size = float(evidence.kinks.jumps.max())
         return Hypothesis(name, False, f"∇_x f jumps at kinks, by {size:.2g} of its norm")
-    if evidence.jumps is not None and evidence.jumps.found:
-        return Hypothesis(name, False, f"δ jumps by {evidence.jumps.delta:.2g} ε on the path")
-    met = None if evidence.jumps is None else True
-    return Hypothesis(name, met, "no kink and no jump was found")
+    jumps = evidence.jumps
+    if settled and jumps is not None and jumps.found:
+        jumps = evidence.jumps_since_separation or jumps
+    if jumps is not None and jumps.found:
+        return Hypothesis(name, False, f"δ jumps by {jumps.delta:.2g} ε on the path")
+    return Hypothesis(name, None if jumps is None else True, "no kink and no jump was found")
 
 
 def measured_alike(evidence: Evidence) -> Hypothesis:

@@ -104,6 +104,11 @@ class Site:
         found = self.perturb(self.model)
         return torch.zeros_like(self.x) if found is None else found.delta
 
+    @property
+    def smoothed(self) -> float:
+        """``ℓ = ln(1/(nL))`` of the exponential loss; positive where L < 1/n."""
+        return -float(torch.logsumexp(-self.slope("detached").margins, dim=0))
+
     def slope(self, derivative: Derivative) -> Slope:
         """The gradient of the adversarial loss, ``detached`` or ``total``."""
         if derivative not in self._slopes:

@@ -49,7 +49,7 @@ def theorem_3(evidence: Evidence) -> tuple[Verdict, ...]:
         exponential(evidence),
         scale_invariant(evidence),
         true_derivative(evidence),
-        assumption_2(evidence),
+        assumption_2(evidence, settled=True),
         measured_alike(evidence),
         separated(evidence),
     )

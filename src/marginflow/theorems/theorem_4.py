@@ -46,7 +46,7 @@ def theorem_4(evidence: Evidence) -> tuple[Verdict, ...]:
         exponential(evidence),
         scale_invariant(evidence),
         true_derivative(evidence),
-        assumption_2(evidence),
+        assumption_2(evidence, settled=True),
         measured_alike(evidence),
         separated(evidence),
     )
@@ -151,11 +151,10 @@ def _monotone(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
 def _excess(site: Site, evidence: Evidence) -> float | None:
     """``(d ln(ℓ/ρ)/dt − (1/ν) Σ‖P_kG_k‖²)/(d ln ρ/dt)``, or None where L ≥ 1/n."""
     slope = site.slope(evidence.config["derivative"])
-    smoothed = -float(torch.logsumexp(-slope.margins, dim=0))
-    if smoothed <= 0:
+    if site.smoothed <= 0:
         return None
     moved, radial = _motion(site, slope.gradients)
-    growth = float((torch.softmax(-slope.margins, dim=0) * moved).sum()) / smoothed - radial
+    growth = float((torch.softmax(-slope.margins, dim=0) * moved).sum()) / site.smoothed - radial
     bound = float(_across(site, slope.gradients).sum()) / slope.nu
     return (growth - bound) / radial
 
