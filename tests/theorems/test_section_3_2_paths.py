@@ -457,3 +457,28 @@ def test_weights_that_were_not_kept() -> None:
         assert found[name].outcome == "holds"
         assert "final weights only, 8 examples" in found[name].measured
     assert found["Theorem 4 (monotone)"].outcome == "holds"
+
+
+def test_a_path_without_time_or_with_overflowing_norms() -> None:
+    """ρ = 10^308 is hardly a float64, and a run of no epoch has no time: nothing fails, nothing breaks."""
+    d = mf.load(LINEAR)
+    model = separate(mf.models.deep_linear(4, 3, 1, seed=0).double(), d, None)
+    for p in model.parameters():
+        p.data *= 1.5
+    run = mf.train(model, d, loss="exponential", lr=0.1, epochs=0, keep_weights=True)
+    for verdict in theorem_3(Evidence(run, d)):
+        assert verdict.outcome == "not reached"
+    huge = changed(
+        far(2, 3e4),
+        record=lambda r: r.update(layer_norms=[1e151 * v for v in r["layer_norms"]]),
+    )
+    assert "e^" in theorem_3(Evidence(huge, d))[0].measured
+
+
+def test_a_flow_on_disk_without_a_checkpoint() -> None:
+    """The kept weights are enough."""
+    run = flow("squared-relu", SMOOTH)
+    bare = Run(run.config, run.metrics, None, None, run.weights)
+    kept = by_name(verify(bare, data()))
+    assert kept["Lemma 4"].outcome == kept["Theorem 4 (identity)"].outcome == "holds"
+    assert kept == by_name(verify(run, data()))

@@ -21,6 +21,7 @@ from marginflow.datasets import Dataset, load
 from marginflow.errors import InputError, ModelError, RunError, SpecificationError
 from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity
 from marginflow.losses import Loss, get_loss
+from marginflow.models import build as build_model
 from marginflow.models import linear_layers, load_weights
 from marginflow.references import Kappa, MaxMargin, kappa, max_margin
 from marginflow.runs import Run
@@ -137,7 +138,7 @@ class Evidence:
     def linear(self) -> bool:
         """Whether the network is deep linear with one output."""
         try:
-            layers = linear_layers(self.run.load_model())
+            layers = linear_layers(self._load())
         except (ModelError, RunError):
             return False
         return layers[-1].shape[0] == 1
@@ -193,12 +194,23 @@ class Evidence:
     @cached_property
     def network(self) -> nn.Module | None:
         """A copy of the network in float64 with the last weights, or None if it cannot be built."""
-        into = copy.deepcopy(self._architecture)
         try:
-            model = copy.deepcopy(self.run.load_model(into)).double().cpu().eval()
+            model = copy.deepcopy(self._load()).double().cpu().eval()
         except (ModelError, RunError):
             return None
         return model if all(bool(p.isfinite().all()) for p in model.parameters()) else None
+
+    def _load(self) -> nn.Module:
+        """The network with its last weights: of a checkpoint, else the last that were kept."""
+        try:
+            return self.run.load_model(copy.deepcopy(self._architecture))
+        except RunError:
+            kept = self.run.trajectory()
+            if not kept or not self.config.get("model"):
+                raise
+            model = build_model(self.config["model"])
+            load_weights(model.double(), kept[max(kept)])
+            return model
 
     @cached_property
     def homogeneity(self) -> Homogeneity | None:

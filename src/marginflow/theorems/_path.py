@@ -112,11 +112,17 @@ class Path:
         clock = np.log(self.series("log_time")[part])
         return float(np.polyfit(clock, values[part], 1)[0])
 
-    def falls(self, values: Array) -> tuple[int, float]:
-        """How often positive ``values`` fell between records, and by how much at most (relative)."""
+    def falls(self, values: Array, *, logarithms: bool = False) -> tuple[int, float]:
+        """How often positive ``values`` fell between records, and by how much at most (relative).
+
+        With ``logarithms`` the values are given by their logarithms.
+        """
         if len(values) < 2:
             return 0, 0.0
-        drops = -np.diff(values) / np.maximum(np.abs(values[:-1]), _TINY)
+        if logarithms:
+            drops = -np.expm1(np.minimum(np.diff(values), 1.0))
+        else:
+            drops = -np.diff(values) / np.maximum(np.abs(values[:-1]), _TINY)
         return int((drops > 1e-12).sum()), float(max(0.0, drops.max()))
 
     def course(self) -> str:

@@ -15,7 +15,7 @@ from marginflow.losses import margins_of
 from marginflow.norms import flat, per_example_norm
 from marginflow.theorems._site import Site
 
-_PAIRS = 64
+_PAIRS = 32
 _HALVINGS = 44
 _JUMP = 1e-6
 """Above this, relative, what is left after 44 halvings is a jump: a slope would be above 10⁷."""
@@ -43,7 +43,7 @@ class Kinks:
 
 
 def find_kinks(model: nn.Module, x: Tensor) -> Kinks | None:
-    """Places where ∇_x f jumps, one on each of up to 64 segments between examples; None if nowhere.
+    """Places where ∇_x f jumps, one on each of up to 32 segments between examples; None if nowhere.
 
     On each segment the half with the larger change of ∇_x f is kept: a continuous gradient
     changes ever less there, a jump stays.

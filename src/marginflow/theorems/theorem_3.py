@@ -69,13 +69,15 @@ def _growth(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     unmet = claim.set_aside("" if path is None else path.course())
     if unmet or path is None or not path.has_separated:
         return unmet or claim.judge(None, "L < 1/n was not reached", evidence.further)
-    rho = np.exp(path.log_rho[path.separated] - path.log_rho[0])
-    falls, largest = path.falls(rho)
+    falls, largest = path.falls(path.log_rho[path.separated], logarithms=True)
+    text = f"ρ {_power(path, path.separated.start)} → {_power(path, -1)}, {falls} falls"
     margin, log_time = path.series("margin"), path.series("log_time")
-    text = f"{margin[-1] / path.log_time:.5g} at ln t = {path.log_time:.4g}"
-    half = int(np.nanargmin(np.abs(log_time - path.log_time / 2)))
-    text += f" ({margin[half] / log_time[half]:.5g} at ln t = {log_time[half]:.4g})"
-    text += f"; ρ {_power(path, path.separated.start)} → {_power(path, -1)}, {falls} falls"
+    if path.log_time > 1:
+        half = int(np.nanargmin(np.abs(log_time - path.log_time / 2)))
+        text = (
+            f"{margin[-1] / path.log_time:.5g} at ln t = {path.log_time:.4g} "
+            f"({margin[half]:.5g} / {log_time[half]:.4g} half way); {text}"
+        )
     if evidence.is_flow and largest > _slack(evidence):
         return claim.judge(False, text)
     if not _is_far(path):
@@ -170,7 +172,7 @@ def _log_speed(path: Path) -> float:
     margin = float(path.series("margin")[-1])
     if margin <= 0:
         return -math.inf
-    return 2 * math.log(margin) + math.log(float((path.degrees**2 / path.norms[-1] ** 2).sum()))
+    return 2 * math.log(margin) + math.log(float(((path.degrees / path.norms[-1]) ** 2).sum()))
 
 
 def _is_past(path: Path) -> bool:
