@@ -14,6 +14,7 @@ from theorem_runs import (
     EPS,
     EXACT,
     GAMMA,
+    SECTION_3_1,
     arrays,
     changed,
     deep,
@@ -398,9 +399,13 @@ def test_eq_68_is_not_needed_near_the_svm_direction(by_lemma_2: Run) -> None:
 # What none of them is about
 
 
+def section_3_1(run: Run, data: mf.Dataset | None = None) -> list[Verdict]:
+    return [v for v in verify(run, data) if v.statement in SECTION_3_1]
+
+
 def test_a_relu_network() -> None:
     run = mf.train("mlp:5", DATA, attack="fgm:eps=0.1", lr=0.1, epochs=20, dtype="float64")
-    outcomes = {v.statement: v for v in verify(run)}
+    outcomes = {v.statement: v for v in section_3_1(run)}
     for name, verdict in outcomes.items():
         expected = "holds" if name == "Lemma 7" else "does not apply"
         assert verdict.outcome == expected, name
@@ -411,7 +416,7 @@ def test_a_relu_network() -> None:
 @pytest.mark.parametrize("eps", [0.3, 0.4])
 def test_a_budget_beyond_the_margin(eps: float) -> None:
     run = trained(5, 4, attack=f"exact-linear:p=2,eps={eps}", lr=0.1, epochs=20)
-    for verdict in verify(run):
+    for verdict in section_3_1(run):
         if verdict.statement in ("Eq. 36", "Lemma 7"):
             assert verdict.outcome == "holds"
             continue
@@ -447,14 +452,14 @@ def test_data_that_no_hyperplane_separates() -> None:
     x = torch.randn(30, 3, generator=generator, dtype=torch.float64)
     data = mf.Dataset(x, torch.arange(30) % 2 * 2 - 1)
     run = mf.train(deep(4, features=3), data, lr=0.05, epochs=5)
-    for verdict in verify(run, data):
+    for verdict in section_3_1(run, data):
         assert verdict.outcome == ("holds" if verdict.statement == "Eq. 36" else "does not apply")
     assert "not linearly separable" in verify(run, data)[0].measured
 
 
 def test_several_classes() -> None:
     run = mf.train("deep-linear:5", "digits:0,1,2,n=60", lr=0.1, epochs=2, dtype="float64")
-    verdicts = verify(run)
+    verdicts = section_3_1(run)
     assert all(v.outcome == "does not apply" for v in verdicts)
     assert "several classes" in verdicts[0].measured
 

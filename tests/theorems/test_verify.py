@@ -17,7 +17,10 @@ from marginflow.theorems import verify
 
 STATEMENTS = [
     "Lemma 1", "Lemma 2", "Lemma 5", "Lemma 6", "Eq. 36", "Lemma 7", "Lemma 8", "Eq. 68",
-    "Theorem 2 (direction)", "Theorem 2 (rank one)", "Theorem 2 (alignment)", "Appendix B.5",
+    "Theorem 2 (direction)", "Theorem 2 (rank one)", "Theorem 2 (alignment)",
+    "Lemma 3", "Lemma 4", "Lemma 9", "Lemma 10", "Lemma 11",
+    "Theorem 3 (growth)", "Theorem 3 (rate)", "Corollary 1",
+    "Theorem 4 (identity)", "Theorem 4 (monotone)", "Theorem 4 (γ̂_m)", "Lemma 13", "Appendix B.5",
 ]  # fmt: skip
 
 
@@ -79,7 +82,7 @@ def test_what_is_no_training_run_is_refused(tmp_path: Path, by_lemma_2: Run) -> 
     with pytest.raises(RunError):
         verify(tmp_path)
     with pytest.raises(RunError, match="is not a training run"):
-        verify(Run({**by_lemma_2.config, "kind": "flow"}, by_lemma_2.metrics))
+        verify(Run({**by_lemma_2.config, "kind": "figure"}, by_lemma_2.metrics))
 
 
 def test_a_run_without_measurements() -> None:

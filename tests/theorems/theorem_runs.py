@@ -15,6 +15,10 @@ from marginflow.runs import Run
 
 Array = NDArray[np.float64]
 
+SECTION_3_1 = [
+    "Lemma 1", "Lemma 2", "Lemma 5", "Lemma 6", "Eq. 36", "Lemma 7", "Lemma 8", "Eq. 68",
+    "Theorem 2 (direction)", "Theorem 2 (rank one)", "Theorem 2 (alignment)", "Appendix B.5",
+]  # fmt: skip
 DATA = "separable:n=20,d=6,margin=0.3"
 GAMMA = 0.3
 EPS = 0.1

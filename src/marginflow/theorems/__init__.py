@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from torch import nn
+
+from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
 from marginflow.runs import Run, load_run
 from marginflow.theorems._evidence import Evidence
@@ -14,11 +17,19 @@ from marginflow.theorems.eq_36 import eq_36
 from marginflow.theorems.eq_68 import eq_68
 from marginflow.theorems.lemma_1 import lemma_1
 from marginflow.theorems.lemma_2 import lemma_2
+from marginflow.theorems.lemma_3 import lemma_3
+from marginflow.theorems.lemma_4 import lemma_4
 from marginflow.theorems.lemma_5 import lemma_5
 from marginflow.theorems.lemma_6 import lemma_6
 from marginflow.theorems.lemma_7 import lemma_7
 from marginflow.theorems.lemma_8 import lemma_8
+from marginflow.theorems.lemma_9 import lemma_9
+from marginflow.theorems.lemma_10 import lemma_10
+from marginflow.theorems.lemma_11 import lemma_11
+from marginflow.theorems.lemma_13 import lemma_13
 from marginflow.theorems.theorem_2 import theorem_2
+from marginflow.theorems.theorem_3 import theorem_3
+from marginflow.theorems.theorem_4 import theorem_4
 
 __all__ = ["Evidence", "Hypothesis", "Outcome", "Verdict", "verify"]
 
@@ -32,6 +43,14 @@ _STATEMENTS: tuple[Callable[[Evidence], Verdict | tuple[Verdict, ...]], ...] = (
     lemma_8,
     eq_68,
     theorem_2,
+    lemma_3,
+    lemma_4,
+    lemma_9,
+    lemma_10,
+    lemma_11,
+    theorem_3,
+    theorem_4,
+    lemma_13,
     appendix_b5,
 )
 
@@ -40,25 +59,31 @@ def verify(
     run: Run | str | os.PathLike[str],
     data: Dataset | None = None,
     *,
+    attack: Attack | None = None,
+    model: nn.Module | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Verdict, ...]:
     """Judge every statement of the paper that the package knows on one run.
 
     Args:
-        run: a training run, or its directory.
+        run: a training run or a gradient flow, or its directory.
         data: the data set it was trained on; by default loaded as the run names it.
+        attack: its attack, needed where the name does not say it all (a finite set).
+        model: a network of the same architecture, needed for the statements of Section 3.2 on
+            a run from disk whose network is not one of :mod:`marginflow.models`.
         data_dir: folder of the MNIST files, if they are what is loaded.
 
     Returns:
         a :class:`Verdict` for each statement, in the order of the paper.
 
     Raises:
-        RunError: no such run, or other data than those it was trained on.
+        RunError: no such run, or other data or another attack than those it was trained on.
+        InputError: data or an attack that must be given.
         MissingDependencyError: an oracle needs the extra ``oracles``.
     """
     if not isinstance(run, Run):
         run = load_run(run)
-    evidence = Evidence(run, data, data_dir=data_dir)
+    evidence = Evidence(run, data, attack=attack, model=model, data_dir=data_dir)
     verdicts: list[Verdict] = []
     for statement in _STATEMENTS:
         found = statement(evidence)

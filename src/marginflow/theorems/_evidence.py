@@ -1,7 +1,8 @@
-"""What the statements of Section 3.1 may ask of a run; everything is computed once."""
+"""What the statements may ask of a run; everything is computed once."""
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -11,18 +12,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marginflow.alignment import Alignment, matrices_along, measure_alignment
-from marginflow.attacks import Attack
+from marginflow.attacks import Attack, ExactLinear
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
 from marginflow.errors import InputError, ModelError, RunError, SpecificationError
-from marginflow.models import linear_layers
+from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity
+from marginflow.losses import Loss, get_loss
+from marginflow.models import build as build_model
+from marginflow.models import linear_layers, load_weights
 from marginflow.references import Kappa, MaxMargin, kappa, max_margin
 from marginflow.runs import Run
+from marginflow.theorems._regularity import Jumps, Kinks, find_jumps, find_kinks
+from marginflow.theorems._site import Site
 from marginflow.theorems._verdict import Hypothesis
 from marginflow.training import smoothness
+
+_KINDS = ("train", "flow")
+_SITES = 10
+_EXAMPLES = 1000
+_FEWEST = 50
+_WORK = 1e8  # examples × weights at one point: seconds, and not minutes, with double backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +59,15 @@ class Evidence:
     """A run with its data, oracles and kept weights.
 
     Args:
-        run: a training run.
+        run: a training run, or a gradient flow.
         data: its data set; by default loaded as ``run.json`` names it.
+        attack: its attack, where the name does not say it all (a finite set).
+        model: a network of the same architecture, if it is not one of :mod:`marginflow.models`.
         data_dir: where MNIST lies, if that is what is loaded.
 
     Raises:
-        RunError: not a training run, or the data are not those of the run.
+        RunError: another kind of run, or data or an attack that are not those of the run.
+        InputError: data or an attack that must be given.
     """
 
     def __init__(
@@ -60,12 +75,17 @@ class Evidence:
         run: Run,
         data: Dataset | None = None,
         *,
+        attack: Attack | None = None,
+        model: nn.Module | None = None,
         data_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.run = run
         self.config: Mapping[str, Any] = run.config
-        if self.config.get("kind") != "train":
-            raise RunError(f"verify: {run.name!r} is not a training run")
+        if self.config.get("kind") not in _KINDS:
+            raise RunError(f"verify: {run.name!r} is not a training run, nor a gradient flow")
+        self.attack = _attack_of(self.config, attack)
+        """The attack trained against, or None."""
+        self._architecture = model
         if data is None:
             try:
                 data = load(str(self.config.get("data")), data_dir=data_dir)
@@ -80,10 +100,20 @@ class Evidence:
             )
         self.data = data
 
-    @cached_property
-    def attack(self) -> Attack | None:
-        """The attack trained against, or None."""
-        return build_attack(self.config["attack"])
+    @property
+    def is_flow(self) -> bool:
+        """Whether the run is a gradient flow, and not made of steps."""
+        return bool(self.config["kind"] == "flow")
+
+    @property
+    def further(self) -> str:
+        """What to do to get further along the path."""
+        return "follow the flow further" if self.is_flow else "train longer, or lr='loss-based'"
+
+    @property
+    def rtol(self) -> float:
+        """The relative tolerance of a flow's integrator; 0 for a training run."""
+        return float(self.config.get("rtol") or 0.0) if self.is_flow else 0.0
 
     @property
     def eps(self) -> float:
@@ -108,7 +138,7 @@ class Evidence:
     def linear(self) -> bool:
         """Whether the network is deep linear with one output."""
         try:
-            layers = linear_layers(self.run.load_model())
+            layers = linear_layers(self._load())
         except (ModelError, RunError):
             return False
         return layers[-1].shape[0] == 1
@@ -154,6 +184,137 @@ class Evidence:
         value = self.run.final.get("log_loss")
         return math.nan if value is None else -float(value)
 
+    # The network itself, for the statements of Section 3.2.
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The loss ℓ."""
+        return get_loss(str(self.config["loss"]))
+
+    @cached_property
+    def network(self) -> nn.Module | None:
+        """A copy of the network in float64 with the last weights, or None if it cannot be built."""
+        try:
+            model = copy.deepcopy(self._load()).double().cpu().eval()
+        except (ModelError, RunError):
+            return None
+        return model if all(bool(p.isfinite().all()) for p in model.parameters()) else None
+
+    def _load(self) -> nn.Module:
+        """The network with its last weights: of a checkpoint, else the last that were kept."""
+        try:
+            return self.run.load_model(copy.deepcopy(self._architecture))
+        except RunError:
+            kept = self.run.trajectory()
+            if not kept or not self.config.get("model"):
+                raise
+            model = build_model(self.config["model"])
+            load_weights(model.double(), kept[max(kept)])
+            return model
+
+    @cached_property
+    def homogeneity(self) -> Homogeneity | None:
+        """The layers as recorded, else as measured; None if it is not homogeneous."""
+        table = self.config.get("layers")
+        if table:
+            return Homogeneity(
+                tuple(Layer(e["name"], tuple(e["parameters"]), float(e["degree"])) for e in table)
+            )
+        if self.network is None:
+            return None
+        try:
+            return measure_homogeneity(self.network, self.data.x)
+        except ModelError:
+            return None
+
+    @cached_property
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """The examples at which identities are examined, float64: all, or evenly spread ones."""
+        weights = 1 if self.network is None else sum(p.numel() for p in self.network.parameters())
+        most = min(_EXAMPLES, max(_FEWEST, int(_WORK / weights)))
+        chosen = torch.linspace(0, self.data.n - 1, min(self.data.n, most)).round().long()
+        return self.data.x[chosen].double().cpu(), self.data.y[chosen].cpu()
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """At most ten kept points of the path as networks in float64; else the last weights only."""
+        if self.network is None or self.homogeneity is None:
+            return ()
+        kept = self.run.trajectory()
+        records = {record["step"]: record for record in self.run.metrics}
+        steps = [step for step in kept if step in records]
+        if len(steps) > _SITES:
+            last = len(steps) - 1
+            places = {round(i * last / (_SITES - 1)) for i in range(_SITES)}
+            steps = [steps[place] for place in sorted(places)]
+        if not steps:
+            return self._usable([self._site(self.network)])
+        found = []
+        for step in steps:
+            model = copy.deepcopy(self.network)
+            load_weights(model, kept[step])
+            found.append(self._site(model))
+        return self._usable(found)
+
+    def _site(self, model: nn.Module) -> Site:
+        if self.homogeneity is None:
+            raise ModelError("expected a homogeneous network")
+        return Site(model, self.homogeneity, self.sample, self.loss, self.attack)
+
+    def _usable(self, sites: list[Site]) -> tuple[Site, ...]:
+        """Those with finite weights and no layer at 0, which has no direction."""
+        norms = [site.norms for site in sites]
+        return tuple(
+            site
+            for site, n in zip(sites, norms, strict=True)
+            if bool(n.isfinite().all()) and bool((n > 0).all())
+        )
+
+    @property
+    def where(self) -> str:
+        """Which points and examples the identities were examined at, for the tables."""
+        count, n = len(self.sites), len(self.sample[1])
+        examples = "examples" if n == self.data.n else f"of {self.data.n} examples"
+        if not self.run.trajectory():
+            return f"final weights only, {n} {examples}"
+        return f"{count} {'points' if count != 1 else 'point'}, {n} {examples}"
+
+    @cached_property
+    def kinks(self) -> Kinks | None:
+        """Places where ∇_x f jumps at the last weights, or None where it is continuous."""
+        return find_kinks(self.sites[-1].model, self.sample[0]) if self.sites else None
+
+    @cached_property
+    def jumps(self) -> Jumps | None:
+        """How δ moves with the weights along the path, or None without an attack or network."""
+        return find_jumps(self.sites) if self.sites and self.attack is not None else None
+
+    @cached_property
+    def jumps_since_separation(self) -> Jumps | None:
+        """The same from L < 1/n on, where no input is dead any more; None for fewer than two points."""
+        settled = tuple(site for site in self.sites if site.smoothed > 0)
+        return find_jumps(settled) if len(settled) > 1 else None
+
+    @cached_property
+    def exact_maximum(self) -> bool:
+        """Whether δ minimises the margin exactly, for its own ε or (PGD with few steps) a smaller.
+
+        So do FGM, FGSM and PGD on any network with one output that is linear in its input.
+        """
+        attack = self.attack
+        if attack is None or attack.exact:
+            return True
+        if attack.random or attack.bounds is not None or not attack.scale_invariant:
+            return False
+        if not self.sites or not self.data.binary:
+            return False
+        x, y = self.sample
+        try:
+            ExactLinear(2.0, 0.0)(self.sites[-1].model, x[:8], y[:8])
+        except ModelError:
+            return False
+        return True
+
     # Hypotheses that several statements share.
 
     def is_linear(self) -> Hypothesis:
@@ -182,10 +343,17 @@ class Evidence:
 
     def is_gradient_descent(self) -> Hypothesis:
         """Full batch, no momentum."""
+        if self.is_flow:
+            return Hypothesis("full-batch gradient descent", True, "its limit, the gradient flow")
         full = self.config["batch_size"] == self.config["examples"]
         momentum = self.config["momentum"]
         detail = "mini-batches" if not full else f"momentum {momentum}" if momentum else ""
         return Hypothesis("full-batch gradient descent", full and not momentum, detail)
+
+    def takes_steps(self) -> Hypothesis:
+        """Gradient descent with steps, for statements about their size."""
+        detail = "a gradient flow" if self.is_flow else ""
+        return Hypothesis("gradient descent with steps", not self.is_flow, detail)
 
     def without_momentum(self) -> Hypothesis:
         """No momentum, no undone epochs."""
@@ -208,6 +376,8 @@ class Evidence:
         """η ≤ min{1, 1/β*} all along: Lemma 2's rate, or a constant that turns out small enough."""
         lr = self.config["lr"]
         name = "η ≤ min{1, 1/β(r, r̄, ε)} along the path"
+        if self.is_flow:
+            return Hypothesis(name, True, "a gradient flow: η → 0")
         if isinstance(lr, str):
             return Hypothesis(name, lr.startswith("lemma2"), lr)
         if not self.points:
@@ -236,3 +406,19 @@ def adversarial_loss(product: Tensor, x: Tensor, y: Tensor, eps: float) -> Tenso
     """``g(p) = (1/n) Σ ln(1 + e^{−(y_i⟨p, x_i⟩ − ε‖p‖₂)})``, the logistic loss at Eq. (10)."""
     margins = y * (x @ product) - eps * torch.linalg.vector_norm(product)
     return -torch.nn.functional.logsigmoid(margins).mean()
+
+
+def _attack_of(config: Mapping[str, Any], given: Attack | None) -> Attack | None:
+    """The attack of a run: the given one if it is the run's, else what the name says."""
+    spec = str(config["attack"])
+    if given is not None:
+        if given.spec != spec:
+            raise RunError(f"verify: the run was made against {spec!r}, not {given.spec!r}")
+        return given
+    try:
+        return build_attack(spec)
+    except SpecificationError:
+        raise InputError(
+            f"verify: the run's attack {spec!r} cannot be built from its name; "
+            "give it: verify(run, attack=…)"
+        ) from None

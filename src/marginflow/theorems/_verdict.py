@@ -82,11 +82,16 @@ class Claim:
     @property
     def inapplicable(self) -> Verdict | None:
         """*Does not apply*, naming the unmet hypotheses, or None if all are met."""
+        return self.set_aside()
+
+    def set_aside(self, shown: str = "") -> Verdict | None:
+        """As :attr:`inapplicable`, with what was measured all the same beside it."""
         unmet = [h for h in self.hypotheses if h.needed and h.met is False]
         if not unmet:
             return None
         names = "; ".join(f"{h.name} ({h.detail})" if h.detail else h.name for h in unmet)
-        return self._verdict("does not apply", f"not met: {names}", "")
+        beside = f"; measured all the same: {shown}" if shown else ""
+        return self._verdict("does not apply", f"not met: {names}{beside}", "")
 
     def _verdict(self, outcome: Outcome, measured: str, advice: str) -> Verdict:
         return Verdict(

@@ -60,9 +60,7 @@ def appendix_b5(evidence: Evidence) -> Verdict:
     if angles[-1] < apart / 10:
         return claim.judge(True, text)
     if evidence.log_inverse_loss < _REACHED or math.isnan(evidence.log_inverse_loss):
-        return claim.judge(
-            None, text, "ln(1/L) is still below 10: train longer, or lr='loss-based'"
-        )
+        return claim.judge(None, text, f"ln(1/L) is still below 10: {evidence.further}")
     # A direction on its way falls like 1/ln t: by half while ln(1/L) doubles.
     half = next(
         angle_there

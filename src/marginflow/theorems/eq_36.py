@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
+from marginflow.alignment import balances
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Claim, Verdict
 
 _TOLERANCE = 1e-11
+_FLOW = 1e-9
 
 
 def eq_36(evidence: Evidence) -> Verdict:
@@ -14,6 +18,8 @@ def eq_36(evidence: Evidence) -> Verdict:
     Exact for gradient descent and SGD with any step, loss, attack and derivative, because
     on a deep linear network the loss depends on W through W_Π; not with momentum.
     """
+    if evidence.is_flow:
+        return _along_the_flow(evidence)
     claim = Claim(
         "Eq. 36",
         "W_{k+1}ᵀW_{k+1} − W_kW_kᵀ changes only by Σ η²(G_{k+1}ᵀG_{k+1} − G_kG_kᵀ)",
@@ -30,3 +36,28 @@ def eq_36(evidence: Evidence) -> Verdict:
     if not drifts:
         return claim.judge(None, "no drift was recorded", "train two layers or more, measured")
     return claim.judge(max(drifts) <= _TOLERANCE, f"{max(drifts):.2e}")
+
+
+def _along_the_flow(evidence: Evidence) -> Verdict:
+    """Without η² terms the differences are constant; judged from the kept weights."""
+    tolerance = max(_FLOW, 100 * evidence.rtol)
+    claim = Claim(
+        "Eq. 36",
+        "W_{k+1}ᵀW_{k+1} − W_kW_kᵀ is constant along the gradient flow",
+        (evidence.is_linear(), evidence.is_float64(), evidence.has_path()),
+        "largest change over layers and kept points, relative to the largest ‖W_k‖_F²",
+        "0",
+        f"{tolerance:g}: 1e-9, or 100 times the integrator's rtol = {evidence.rtol:g}",
+    )
+    if claim.inapplicable:
+        return claim.inapplicable
+    start = balances(evidence.points[0].layers)
+    if not start:
+        return claim.judge(None, "one layer", "follow two layers or more")
+    size = max(float(w.square().sum()) for point in evidence.points for w in point.layers)
+    drift = max(
+        float(torch.linalg.matrix_norm(now - then))
+        for point in evidence.points
+        for now, then in zip(balances(point.layers), start, strict=True)
+    )
+    return claim.judge(drift / size <= tolerance, f"{drift / size:.2e}")

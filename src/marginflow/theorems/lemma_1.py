@@ -32,6 +32,7 @@ def lemma_1(evidence: Evidence) -> Verdict:
             evidence.is_exact_l2(),
             evidence.within_margin(),
             evidence.is_logistic(),
+            evidence.takes_steps(),
             evidence.has_path(),
         ),
         "largest ‖∇²L̃‖₂ / β* at sampled points; growth of max_k ‖W_k‖_F over the run",

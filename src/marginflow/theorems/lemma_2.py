@@ -20,6 +20,7 @@ def lemma_2(evidence: Evidence) -> Verdict:
             evidence.is_exact_l2(),
             evidence.within_margin(),
             evidence.is_logistic(),
+            evidence.takes_steps(),
             evidence.is_gradient_descent(),
             Hypothesis("the step size of Lemma 2", str(lr).startswith("lemma2"), f"lr = {lr}"),
             Hypothesis(

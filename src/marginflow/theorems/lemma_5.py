@@ -18,6 +18,7 @@ def lemma_5(evidence: Evidence) -> Verdict:
         evidence.is_exact_l2(),
         evidence.within_margin(),
         evidence.is_logistic(),
+        evidence.takes_steps(),
         evidence.is_gradient_descent(),
         evidence.has_path(),
         Hypothesis("a constant step", not isinstance(lr, str), f"lr = {lr}"),

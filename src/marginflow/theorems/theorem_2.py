@@ -64,9 +64,7 @@ def _direction(evidence: Evidence, shared: Sequence[Hypothesis]) -> Verdict:
     if min(gaps) < -1e-9 * room:
         return claim.judge(False, text)
     if evidence.log_inverse_loss < _REACHED:
-        return claim.judge(
-            None, text, "ln(1/L) is still below 10: train longer, or lr='loss-based'"
-        )
+        return claim.judge(None, text, f"ln(1/L) is still below 10: {evidence.further}")
     # In one dimension, or on a single example, the direction may be exact from the start.
     turned = angles[-1] < angles[0] or angles[-1] <= evidence.svm.angle_bound
     return claim.judge((gaps[-1] < gaps[0] or gaps[-1] <= 1e-9 * room) and turned, text)
@@ -96,9 +94,7 @@ def _rate(
     fits = [_fitted(evidence.points, attribute, k) for k in layers]
     found = [f for f in fits if f is not None]
     if not found or len(found) < len(fits):
-        return claim.judge(
-            None, f"σ has not grown by a factor of {_GROWTH:g}", "train longer, or lr='loss-based'"
-        )
+        return claim.judge(None, f"σ has not grown by a factor of {_GROWTH:g}", evidence.further)
     text = ", ".join(f"{f:.3f}" for f in found)
     slack = _EXPONENT_TOLERANCE * abs(exponent)
     # Θ for the rank-one gap; O, a bound from above only, for the alignment gap.

@@ -1,7 +1,7 @@
 """Algorithm 1: adversarial training by (stochastic) gradient descent."""
 
 from marginflow.training._callback import Callback
-from marginflow.training._gauges import BalanceDrift, Descent, Gauge
+from marginflow.training._gauges import BalanceDrift, Descent, Gauge, NormGrowth
 from marginflow.training._rates import Constant, Lemma2, LossBased, Rate, build_rate
 from marginflow.training._schedule import log_spaced
 from marginflow.training._smoothness import printed_smoothness, smoothness
@@ -15,6 +15,7 @@ __all__ = [
     "Gauge",
     "Lemma2",
     "LossBased",
+    "NormGrowth",
     "Rate",
     "Trainer",
     "TrainingState",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from marginflow.errors import ModelError
+from marginflow.homogeneity import Homogeneity
 from marginflow.models import linear_layers
 from marginflow.training._callback import Callback
 from marginflow.training._trainer import Trainer
@@ -83,6 +84,66 @@ class BalanceDrift(Gauge):
     def _balances(self) -> list[Tensor]:
         w = linear_layers(self.model)
         return [w[k + 1].T @ w[k + 1] - w[k] @ w[k].T for k in range(len(w) - 1)]
+
+
+class NormGrowth(Gauge):
+    """How exactly the layers' norms grow alike (Lemma 11 for steps of any size).
+
+    ``[‖W_k‖_F² − Σ η² ‖G_k‖_F²]/c_k`` grows alike in every layer at each step, by ``2ην`` (Lemma 4), whatever
+    the network, loss, attack and derivative: multiplying W_k by a is multiplying f by a^{c_k}. Reads
+    ``norm_drift``: how far two layers have come apart, divided by max_k ‖W_k‖_F². Not
+    with momentum, nor with undone epochs; in float64, where it can be told from rounding.
+    """
+
+    def __init__(self, model: nn.Module, homogeneity: Homogeneity) -> None:
+        self.model = model
+        self.degrees = torch.tensor(homogeneity.degrees, dtype=torch.float64)
+        named = dict(model.named_parameters())
+        self._layers = [[named[n] for n in layer.parameters] for layer in homogeneity.layers]
+        place = {id(p): k for k, layer in enumerate(self._layers) for p in layer}
+        self._place = [place.get(id(p)) for p in model.parameters() if p.requires_grad]
+        self._start: Tensor | None = None
+        self._sums = torch.zeros_like(self.degrees)
+
+    @staticmethod
+    def fits(trainer: Trainer, homogeneity: Homogeneity) -> bool:
+        """Whether the law applies to this training and can be told from rounding."""
+        double = all(p.dtype == torch.float64 for p in trainer.engine.parameters)
+        several = len(homogeneity.layers) > 1
+        return several and double and trainer.momentum == 0 and not trainer.rate.undoes
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Note the initial norms, unless a resumed run brought them along."""
+        if self._start is None:
+            self._start = self._squares()
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Add the step's η² terms."""
+        for k, g in zip(self._place, trainer.gradients, strict=True):
+            if k is not None:
+                self._sums[k] += trainer.learning_rate**2 * float(g.detach().square().sum())
+
+    def read(self) -> dict[str, float]:
+        """The relative drift since the start."""
+        if self._start is None:
+            return {}
+        now = self._squares()
+        grown = (now - self._start - self._sums) / self.degrees
+        return {"norm_drift": float((grown.max() - grown.min()) / now.max())}
+
+    def state(self) -> dict[str, Tensor]:
+        """Initial norms and sums."""
+        return {} if self._start is None else {"start": self._start, "sums": self._sums}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from saved sums."""
+        if state:
+            self._start, self._sums = state["start"], state["sums"]
+
+    def _squares(self) -> Tensor:
+        """``‖W_k‖_F²``, (L,)."""
+        squares = [sum(float(p.detach().square().sum()) for p in ps) for ps in self._layers]
+        return torch.tensor(squares, dtype=torch.float64)
 
 
 class Descent(Gauge):

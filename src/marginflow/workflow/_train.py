@@ -27,6 +27,7 @@ from marginflow.training import (
     Callback,
     Descent,
     Gauge,
+    NormGrowth,
     Rate,
     Trainer,
     TrainingState,
@@ -170,10 +171,12 @@ def train(
         "device": str(device),
         "layers": layer_table(homogeneity),
     }
-    if monitor is not None:
+    if monitor is not None and homogeneity is not None:
         gauges: list[Gauge] = []
         if BalanceDrift.fits(trainer):
             gauges.append(BalanceDrift(model))
+        if NormGrowth.fits(trainer, homogeneity):
+            gauges.append(NormGrowth(model, homogeneity))
         if Descent.fits(trainer):
             gauges.append(Descent())
         planned = log_spaced(trainer.epochs) if schedule is None else schedule
