@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import nn
 
@@ -55,8 +56,16 @@ _STATEMENTS: tuple[Callable[[Evidence], Verdict | tuple[Verdict, ...]], ...] = (
 )
 
 
+class HasRun(Protocol):
+    """A result that carries its run, as a :class:`marginflow.Flow` does."""
+
+    @property
+    def run(self) -> Run:
+        """The recorded run."""
+
+
 def verify(
-    run: Run | str | os.PathLike[str],
+    run: Run | HasRun | str | os.PathLike[str],
     data: Dataset | None = None,
     *,
     attack: Attack | None = None,
@@ -66,7 +75,7 @@ def verify(
     """Judge every statement of the paper that the package knows on one run.
 
     Args:
-        run: a training run or a gradient flow, or its directory.
+        run: a training run or a gradient flow, its directory, or the :class:`Flow` itself.
         data: the data set it was trained on; by default loaded as the run names it.
         attack: its attack, needed where the name does not say it all (a finite set).
         model: a network of the same architecture, needed for the statements of Section 3.2 on
@@ -81,8 +90,10 @@ def verify(
         InputError: data or an attack that must be given.
         MissingDependencyError: an oracle needs the extra ``oracles``.
     """
-    if not isinstance(run, Run):
+    if isinstance(run, str | os.PathLike):
         run = load_run(run)
+    elif not isinstance(run, Run):
+        run = run.run
     evidence = Evidence(run, data, attack=attack, model=model, data_dir=data_dir)
     verdicts: list[Verdict] = []
     for statement in _STATEMENTS:

@@ -113,7 +113,10 @@ class Evidence:
     @property
     def rtol(self) -> float:
         """The relative tolerance of a flow's integrator; 0 for a training run."""
-        return float(self.config.get("rtol") or 0.0) if self.is_flow else 0.0
+        if not self.is_flow:
+            return 0.0
+        used = [r["tolerance"] for r in self.run.metrics if r.get("tolerance") is not None]
+        return float(max(used, default=self.config.get("rtol") or 0.0))
 
     @property
     def eps(self) -> float:

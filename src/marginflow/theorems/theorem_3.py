@@ -187,7 +187,7 @@ def _is_far(path: Path) -> bool:
 
 def _slack(evidence: Evidence) -> float:
     """The relative fall that rounding and the integrator account for."""
-    return max(1e-12, 100 * evidence.rtol)
+    return max(1e-12, min(evidence.rtol, 1e-6))
 
 
 def _power(path: Path, index: int) -> str:

@@ -485,6 +485,7 @@ class _Job:
             evaluations=follower.field.evaluations,
             jacobians=follower.field.jacobians,
             method=state.method,
+            tolerance=follower.tolerance,
             separated_steps=tally.separated_steps,
             falls=tally.falls,
             largest_fall=tally.largest_fall,
