@@ -12,6 +12,9 @@ from marginflow.runs import Run
 START = "−∞"
 """ln t of the start, t = 0."""
 
+FLOW_DIGITS = 6
+"""Digits of margins where there is a flow: late ones differ in few, and a flow has that many."""
+
 _ROUNDING = 1e-6  # the integrators hit ln t = 0 to 1e-9
 
 

@@ -138,7 +138,7 @@ def opposition(clock: Clock, runs: Sequence[Run]) -> Captioned:
     flows = [(k, run) for k, run in enumerate(runs) if is_flow(run)]
     names = run_names(runs) if len(runs) > 1 else [""]
     curves = [curve_of(clock, run, names[k], _positive("one_plus_cosine"), k) for k, run in flows]
-    kinds = {str(run.config.get("derivative")) for _, run in flows}
+    kinds = {str(run.config.get("derivative") or "recorded") for _, run in flows}
     gradient = f"the {kinds.pop()} gradient ∇L" if len(kinds) == 1 else "the gradient ∇L"
     caption = (
         f"cos is the cosine of the angle between the weights W and {gradient}. It tends to −1 where the "

@@ -185,7 +185,7 @@ def mixed_caveats(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
             f"The runs end at different times ({listed}), and margins change with time: compare them "
             "at the same ln t."
         )
-    derivatives = [str(run.config.get("derivative")) for _, run in named]
+    derivatives = [str(run.config.get("derivative") or "unknown") for _, run in named]
     if len(set(derivatives)) > 1:
         listed = "; ".join(f"{name}: {of}" for name, of in zip(names, derivatives, strict=True))
         notes.append(

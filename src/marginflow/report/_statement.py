@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from marginflow.report._clock import at_start, is_flow, log_time_of, time_words
+from marginflow.report._clock import FLOW_DIGITS, at_start, is_flow, log_time_of, time_words
 from marginflow.report._flow_words import flow_caveats, followed, mixed_caveats, reached_goal
 from marginflow.report._text import (
     attack_words,
@@ -191,7 +191,7 @@ def _single_flow(run: Run) -> str:
     under = "of the unperturbed training examples" if unperturbed(run) else "under that attack"
     smoothed = number(final, "smoothed_margin")
     if smoothed is not None and smoothed > 0:
-        under += f"; ℓ/ρ = {_with_unit(smoothed, exponent)}"
+        under += f"; ℓ/ρ = {_with_unit(smoothed, exponent, FLOW_DIGITS)}"
     where = "at its start, t = 0," if at_start(final) else f"followed to {time_words(final)}"
     ended = run.config.get("ended")
     verb = "stopped before its goal, with"
@@ -203,7 +203,7 @@ def _single_flow(run: Run) -> str:
         verb = "ended without separating the data, with"
     return (
         f"The {training_words(run)}, {where} on {_known(run, 'data')} ({setting([run])}), {verb} "
-        f"{_margin(run, exponent)} (the smallest normalised margin {under}) and "
+        f"{_margin(run, exponent, FLOW_DIGITS)} (the smallest normalised margin {under}) and "
         f"{_accuracies(run)} classified correctly."
     )
 
@@ -248,25 +248,29 @@ def _ranked(runs: Sequence[Run]) -> str:
     under = f"Measured under {measured_words(runs[0])} {where}"
     if len(order) < 2:
         return f"{under}, fewer than two of these {len(runs)} runs have a finite γ̂_m."
-    best, worst = order[0], order[-1]
     timed = any(map(is_flow, runs))
+    digits = FLOW_DIGITS if timed else 3
+    best, worst = order[0], order[-1]
+    largest, least = (_margin(runs[k], exponent, digits) for k in (best, worst))
     if values[best] == values[worst]:
-        shared = _margin(runs[best], exponent)
-        return f"{under}, all {len(order)} runs end with the same normalised margin, {shared}."
+        return f"{under}, all {len(order)} runs end with the same normalised margin, {largest}."
+    if timed and largest == least:
+        shared = f"the same normalised margin to {digits} digits, {largest}"
+        return f"{under}, all {len(order)} runs end with {shared}."
     return (
         f"{under}, {names[best]} ends with the largest normalised margin of {len(order)} runs, "
-        f"{_margin(runs[best], exponent)} {_end(runs[best], timed)} with {_accuracies(runs[best])} "
-        f"classified correctly, and {names[worst]} with the smallest, "
-        f"{_margin(runs[worst], exponent)} {_end(runs[worst], timed)} with "
+        f"{largest} {_end(runs[best], timed)} with {_accuracies(runs[best])} classified correctly, "
+        f"and {names[worst]} with the smallest, {least} {_end(runs[worst], timed)} with "
         f"{_accuracies(runs[worst])}."
     )
 
 
 def _apart(runs: Sequence[Run], obstacle: str) -> str:
     timed = any(map(is_flow, runs))
+    digits = FLOW_DIGITS if timed else 3
     exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
     each = "; ".join(
-        f"{name} ends with {_margin(run, exponent)} under {measured_words(run)} on "
+        f"{name} ends with {_margin(run, exponent, digits)} under {measured_words(run)} on "
         f"{_known(run, 'data')} ({setting([run])}) {_end(run, timed)}, with {_accuracies(run)} "
         "classified correctly"
         for name, run in zip(run_names(runs), runs, strict=True)
@@ -289,14 +293,14 @@ def _data_key(run: Run) -> str:
     return str(run.config.get("data_sha256") or run.config.get("data"))
 
 
-def _margin(run: Run, exponent: int) -> str:
+def _margin(run: Run, exponent: int, digits: int = 3) -> str:
     value = number(run.final, "normalized_margin")
-    return "no finite γ̂_m" if value is None else f"γ̂_m = {_with_unit(value, exponent)}"
+    return "no finite γ̂_m" if value is None else f"γ̂_m = {_with_unit(value, exponent, digits)}"
 
 
-def _with_unit(value: float, exponent: int) -> str:
+def _with_unit(value: float, exponent: int, digits: int) -> str:
     unit = times_power_of_ten(exponent) if exponent else ""
-    return f"{format_margin(value, exponent, 3)}{unit}"
+    return f"{format_margin(value, exponent, digits)}{unit}"
 
 
 def _accuracies(*runs: Run) -> str:

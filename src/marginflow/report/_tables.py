@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from marginflow.monitor import QUANTILES
-from marginflow.report._clock import is_flow, log_time_cell, log_time_of
+from marginflow.report._clock import FLOW_DIGITS, is_flow, log_time_cell, log_time_of
 from marginflow.report._flow_words import end_words
 from marginflow.report._statement import training_words, unperturbed
 from marginflow.report._text import (
@@ -91,9 +91,10 @@ def _end(run: Run, exponent: int, *, flows: bool) -> dict[str, str]:
     }
     if flows:
         cells["ln t"] = log_time_cell(final)
-    cells[f"γ̂_m{unit}"] = format_margin(number(final, "normalized_margin"), exponent)
+    digits = FLOW_DIGITS if flows else 4
+    cells[f"γ̂_m{unit}"] = format_margin(number(final, "normalized_margin"), exponent, digits)
     if flows:
-        cells[f"ℓ/ρ{unit}"] = format_margin(number(final, "smoothed_margin"), exponent)
+        cells[f"ℓ/ρ{unit}"] = format_margin(number(final, "smoothed_margin"), exponent, digits)
     for split, prefix in (("train", ""), ("test", "test_")):
         share = MISSING
         if not unperturbed(run):
@@ -157,6 +158,7 @@ def _course(run: Run, caption: str, exponent: int, *, timed: bool) -> Table:
     splits = [("train", ""), ("test", "test_")] if tested else [("train", "")]
     unit = margin_unit(exponent)
     counts = "step" if number(run.final, "epoch") is None else "epoch"
+    digits = FLOW_DIGITS if timed else 4
     late = ["ρ γ̂_m / ln t", "1 + cos(W, ∇L)", "integrator"] if is_flow(run) else []
     header = [
         *([] if is_flow(run) else [counts]),
@@ -172,9 +174,11 @@ def _course(run: Run, caption: str, exponent: int, *, timed: bool) -> Table:
         [
             *([] if is_flow(run) else [format_count(epoch_of(record))]),
             *([log_time_cell(record)] if timed else []),
-            format_margin(number(record, "normalized_margin"), exponent),
+            format_margin(number(record, "normalized_margin"), exponent, digits),
             format_margin(
-                number(record, "smoothed_margin") if is_flow(run) else _median(record), exponent
+                number(record, "smoothed_margin") if is_flow(run) else _median(record),
+                exponent,
+                digits,
             ),
             *(
                 format_percent(number(record, prefix + key))
