@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flow_runs import ATTACK, DATA
 
+import marginflow as mf
 from marginflow.monitor import QUANTILES
 from marginflow.runs import Run
 
@@ -115,3 +117,31 @@ def both() -> list[Run]:
 @pytest.fixture(name="make_run", scope="session")
 def _make_run() -> Callable[..., Run]:
     return make_run
+
+
+@pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flow to ln t = 30, and a training run from the same weights, on disk."""
+    root = tmp_path_factory.mktemp("runs")
+    out = root / "flow"
+    mf.gradient_flow("deep-linear:4", DATA, attack=ATTACK, log_time=30, rtol=1e-6, out=out)
+    mf.train(
+        "deep-linear:4",
+        DATA,
+        attack=ATTACK,
+        loss="exponential",
+        epochs=40,
+        dtype="float64",
+        out=root / "descent",
+    )
+    return root
+
+
+@pytest.fixture
+def flow(flow_folder: Path) -> Run:
+    return mf.load_run(flow_folder / "flow")
+
+
+@pytest.fixture
+def descent(flow_folder: Path) -> Run:
+    return mf.load_run(flow_folder / "descent")

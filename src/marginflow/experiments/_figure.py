@@ -19,6 +19,7 @@ class Curve:
         low, high: a band around it (quantiles, seeds), or empty.
         color: index into the palette; curves that belong together share it.
         dashed: drawn dashed, the second of a pair.
+        measured: False for a prediction, drawn thin and grey, without marks.
     """
 
     label: str
@@ -28,11 +29,20 @@ class Curve:
     high: Sequence[float | None] = ()
     color: int = 0
     dashed: bool = False
+    measured: bool = True
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes. Labels carry the unit."""
+    """One set of axes. Labels carry the unit.
+
+    Attributes:
+        title: what the panel shows.
+        xlabel, ylabel: the axes, with their units.
+        curves: the lines, in drawing order.
+        xscale, yscale: the axes' scales.
+        xthreshold: where a symlog x-axis turns linear; None finds a place by its values.
+    """
 
     title: str
     xlabel: str
@@ -40,6 +50,7 @@ class Panel:
     curves: Sequence[Curve]
     xscale: Scale = "linear"
     yscale: Scale = "linear"
+    xthreshold: float | None = None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def unit_exponent(values: Sequence[float], scale: Scale) -> int:
 
 def set_scales(axes: Axes, panel: Panel, x: Sequence[float], y: Sequence[float]) -> None:
     """Scales, limits, ticks and the zero line, for the drawn values ``x`` and ``y``."""
-    _set_axis(axes, "x", panel.xscale, x)
+    _set_axis(axes, "x", panel.xscale, x, panel.xthreshold)
     if panel.ylabel.rstrip().endswith(("%", "(%)")):
         _percent_limits(axes, y)
     _set_axis(axes, "y", panel.yscale, y)
@@ -76,7 +76,13 @@ def set_scales(axes: Axes, panel: Panel, x: Sequence[float], y: Sequence[float])
         axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.9, zorder=2.5)
 
 
-def _set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale, values: Sequence[float]) -> None:
+def _set_axis(
+    axes: Axes,
+    which: Literal["x", "y"],
+    scale: Scale,
+    values: Sequence[float],
+    threshold: float | None = None,
+) -> None:
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     change, limits, axis = (
@@ -93,7 +99,7 @@ def _set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale, values: Sequen
         axes.autoscale_view(scalex=which == "x", scaley=which == "y")
         ticks = _log_ticks(*limits()) or list(few.tick_values(*limits()))
     elif scale == "symlog":
-        threshold = _threshold(values)
+        threshold = threshold or _threshold(values)
         # From 0 to the threshold takes half of a decade: the place of epoch 0, before epoch 1.
         change("symlog", linthresh=threshold, linscale=0.5)
         axes.autoscale_view(scalex=which == "x", scaley=which == "y")
@@ -105,7 +111,8 @@ def _set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale, values: Sequen
     low, high = limits()
     slack = 1e-9 * (high - low)
     ticks = [float(tick) for tick in ticks if low - slack <= tick <= high + slack]
-    axis.set_ticks(ticks, labels=format_ticks(ticks, together=scale == "linear"))
+    crowded = which == "x" and len(ticks) > 6
+    axis.set_ticks(ticks, labels=format_ticks(ticks, together=scale == "linear", crowded=crowded))
     axis.set_minor_locator(NullLocator())
 
 
@@ -140,6 +147,8 @@ def _symlog_ticks(threshold: float, low: float, high: float) -> list[float]:
         decades = max(0, math.floor(math.log10(limit / threshold) + 1e-9) + 1) if limit > 0 else 0
         stride = -(-decades // _TICKS) or 1
         ticks += [sign * threshold * 10.0**k for k in range(0, decades, stride)]
+        if sign < 0 and decades == 1 and limit >= 3 * threshold:
+            ticks[-1] = -3 * threshold  # the farther one tells the scale; there is no room for both
     return sorted(ticks)
 
 

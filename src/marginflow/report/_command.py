@@ -1,4 +1,4 @@
-"""The command line that trains a recorded run again."""
+"""The command line that trains, or follows, a recorded run again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from marginflow.report._clock import is_flow
 from marginflow.runs import Run
 
 _OPTIONS = (
@@ -25,11 +26,39 @@ _OPTIONS = (
     "device",
     "threads",
 )
+# What need not be said to marginflow flow. Of the losses each of these two is the default on the
+# only kind of data that it fits.
+_FLOW_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "loss": ("exponential", "cross-entropy"),
+    "derivative": ("total",),
+    "method": ("auto",),
+    "patience": (50.0,),
+    "max_evaluations": (2_000_000,),
+    "seed": (0,),
+}
+_FLOW_OPTIONS = (
+    "data",
+    "model",
+    "attack",
+    "loss",
+    "derivative",
+    "log_time",
+    "log_norm",
+    "loss_below",
+    "method",
+    "rtol",
+    "patience",
+    "max_evaluations",
+    "seed",
+)
 _SPECIFICATION = re.compile(r"[a-z][a-z0-9-]*(:.*)?", re.DOTALL)
 
 
 def reproduction(run: Run) -> tuple[list[str], str]:
-    """The parts of a ``marginflow train …`` command line, and what it cannot do; either may be empty.
+    """The parts of a command line that gives the run again, and what it cannot do; either may be empty.
+
+    ``marginflow train …`` with all options, or ``marginflow flow …`` with those that differ from
+    the defaults, and its goals.
 
     A part is an option with its argument; spaces between them make the command line. Every
     argument is quoted for the shell: the configuration comes from a file.
@@ -38,32 +67,39 @@ def reproduction(run: Run) -> tuple[list[str], str]:
     reason = _obstacle(run.config)
     if reason:
         return [], reason
-    parts = ["marginflow train"]
-    for name in _OPTIONS:
-        value = config.get(name)
-        if value is not None and not (name == "device" and value == "cpu"):
+    names = _FLOW_OPTIONS if is_flow(run) else _OPTIONS
+    plain: Mapping[str, tuple[Any, ...]] = _FLOW_DEFAULTS if is_flow(run) else {"device": ("cpu",)}
+    options = [name for name in names if config.get(name) not in plain.get(name, ())]
+    parts = ["marginflow flow" if is_flow(run) else "marginflow train"]
+    for name in options:
+        if (value := config.get(name)) is not None:
             parts.append(f"--{name.replace('_', '-')} {_argument(value)}")
     if run.path is not None:
         parts.append(f"--out {shlex.quote(f'runs/{run.name}')}")
     caveat = ""
     if config.get("schedule") is not None:
-        caveat = "Measured at chosen epochs; the command measures at the default ones."
+        points = "values of ln t" if is_flow(run) else "epochs"
+        caveat = f"Measured at chosen {points}; the command measures at the default ones."
     return parts, caveat
 
 
 def _obstacle(config: Mapping[str, Any]) -> str:
     """Why no command line gives this run; empty if one does."""
+    again = "follow it again with mf.gradient_flow"
+    if config.get("kind") != "flow":
+        again = "train it again with mf.train"
     missing = [name for name in ("data", "model_spec", "attack") if not config.get(name)]
     if missing:
         return f"The configuration lacks {', '.join(missing)}, so no command line is known."
     spec = str(config["model_spec"])
     if not config.get("model") or not _SPECIFICATION.fullmatch(spec):
-        return f"The network ({spec}) was built in Python: train it again with mf.train."
+        return f"The network ({spec}) was built in Python: {again}."
     if config["data"] == "custom":
-        return "The data were given in Python: train it again with mf.train."
+        return f"The data were given in Python: {again}."
     for key in ("attack", "measure_with"):
         if str(config.get(key)).startswith("finite-set"):
-            return "The finite set of perturbations was given in Python: use mf.train."
+            use = again.rpartition(" ")[2]
+            return f"The finite set of perturbations was given in Python: use {use}."
     return ""
 
 

@@ -227,7 +227,8 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
 
     drawn = [v for c in panel.curves for part in (c.y, c.low, c.high) for v in finite(part)]
     xs = [x for curve in panel.curves for x in finite(curve.x)]
-    x_exponent = unit_exponent(xs, panel.xscale)
+    # A symlog x-axis has powers at its ticks, and its threshold in the units of the values.
+    x_exponent = 0 if panel.xscale == "symlog" else unit_exponent(xs, panel.xscale)
     y_exponent = unit_exponent(drawn, panel.yscale)
     x_unit, y_unit = 10.0**-x_exponent, 10.0**-y_exponent
     handles = []
@@ -235,6 +236,8 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
         x = [v * x_unit for v in finite(curve.x)]
         y, low, high = ([v * y_unit for v in finite(p)] for p in (curve.y, curve.low, curve.high))
         color = colors.palette[curve.color % len(colors.palette)]
+        if not curve.measured:
+            color = colors.muted
         # Past the end of the palette the colours come again, with another stroke.
         again = curve.color // len(colors.palette) % 2
         stroke = (_DASHED if curve.dashed else _SOLID)[again]
@@ -242,10 +245,11 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
             axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0, zorder=2)
             for edge in (low, high):  # where bands overlap, their edges tell them apart
                 axes.plot(x, edge, color=color, alpha=0.55, linewidth=0.6, zorder=2.2)
-        (line,) = axes.plot(x, y, color=color, linestyle=stroke, linewidth=1.7)
+        width = 1.7 if curve.measured else 1.1
+        (line,) = axes.plot(x, y, color=color, linestyle=stroke, linewidth=width)
         line.set_zorder(3 + order / 100)
         marked = range(len(x)) if len(x) <= _FEW else _isolated(x, y)
-        if marked:
+        if marked and curve.measured:
             filling = colors.paper if curve.dashed else color
             line.set(marker="o", markersize=3, markerfacecolor=filling, markevery=list(marked))
         if curve.label:

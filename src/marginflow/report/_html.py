@@ -10,12 +10,20 @@ from pathlib import Path
 import marginflow
 from marginflow.errors import InputError
 from marginflow.experiments import FigureData
+from marginflow.report._clock import is_flow
 from marginflow.report._command import reproduction
 from marginflow.report._curves import captioned_panels
 from marginflow.report._draw import draw
 from marginflow.report._save import make_folder, rendered
 from marginflow.report._settings import settings_table, versions_table
-from marginflow.report._statement import caveats, default_title, question, setting, statement
+from marginflow.report._statement import (
+    caveats,
+    default_title,
+    question,
+    remarks,
+    setting,
+    statement,
+)
 from marginflow.report._svg import describe, inline_svg, style_variables, symbols
 from marginflow.report._tables import course_tables, final_table, layer_tables
 from marginflow.report._text import check_runs, run_names
@@ -78,6 +86,9 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
         final=final_table(runs),
         figures=_figures(runs),
         courses=course_tables(runs),
+        course_title=_course_title(runs),
+        remarks=remarks(runs),
+        flows=any(map(is_flow, runs)),
         layers=layer_tables(runs),
         settings=settings_table(runs),
         commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
@@ -87,6 +98,14 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
         dark=style_variables("dark"),
         marginflow_version=marginflow.__version__,
     )
+
+
+def _course_title(runs: Sequence[Run]) -> str:
+    if not any(map(is_flow, runs)):
+        return "Course of training"
+    if not all(map(is_flow, runs)):
+        return "Course of the runs"
+    return "Course of the flow" if len(runs) == 1 else "Course of the flows"
 
 
 def _figures(runs: Sequence[Run]) -> list[dict[str, str]]:

@@ -5,17 +5,82 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from marginflow.report._clock import is_flow
+from marginflow.report._flow_words import goal_words, integrator_words, integrators
 from marginflow.report._tables import Table, run_columns
-from marginflow.report._text import MISSING, attack_words, format_count, number, run_names
+from marginflow.report._text import (
+    MISSING,
+    attack_words,
+    format_count,
+    format_short,
+    number,
+    run_names,
+)
 from marginflow.runs import Run
+
+_ORDER = (
+    "data",
+    "training examples",
+    "classes",
+    "range of inputs",
+    "network",
+    "architecture",
+    "trained against",
+    "measured with",
+    "loss",
+    "learning rate",
+    "batch size",
+    "epochs",
+    "momentum",
+    "derivative",
+    "goal",
+    "integrator",
+    "tolerance of a step",
+    "patience",
+    "evaluations at most",
+    "seed",
+    "precision",
+    "device",
+)
 
 
 def settings_table(runs: Sequence[Run]) -> Table:
     """What was asked of each run, in words."""
-    lines = [_settings(run.config) for run in runs]
-    rows = [[title, *(line[title] for line in lines)] for title in lines[0]]
+    lines = [_flow_settings(run) if is_flow(run) else _settings(run.config) for run in runs]
+    titles = [title for title in _ORDER if any(title in line for line in lines)]
+    if all(map(is_flow, runs)):  # one perturbation, of the flow and of its measurements
+        titles.remove("measured with")
+    rows = [
+        [
+            "perturbation" if title == "trained against" and all(map(is_flow, runs)) else title,
+            *(line.get(title, MISSING) for line in lines),
+        ]
+        for title in titles
+    ]
     header = ["setting", *run_names(runs)]
     return Table("What was asked for", header, rows, numbers=False, colors=run_columns(runs))
+
+
+def _flow_settings(run: Run) -> dict[str, str]:
+    """What was asked of a flow: a goal and a tolerance in place of a learning rate and epochs."""
+    config = run.config
+    line = _settings(config)
+    for title in ("learning rate", "batch size", "epochs", "momentum"):
+        del line[title]
+    asked = config.get("method")
+    patience = number(config, "patience")
+    rtol = number(config, "rtol")
+    return line | {
+        "goal": goal_words(config) or MISSING,
+        "integrator": f"chosen by the field: {integrators(run)}"
+        if asked == "auto"
+        else integrator_words(asked),
+        "tolerance of a step": "the integrator’s default" if rtol is None else format_short(rtol),
+        "patience": MISSING
+        if patience is None
+        else f"until ln t = {format_short(patience)}, if the data are not separated",
+        "evaluations at most": format_count(number(config, "max_evaluations")),
+    }
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:

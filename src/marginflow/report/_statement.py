@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from marginflow.report._clock import FLOW_DIGITS, at_start, is_flow, log_time_of, time_words
+from marginflow.report._flow_words import flow_caveats, followed, mixed_caveats, reached_goal
 from marginflow.report._text import (
     attack_words,
     check_runs,
@@ -31,11 +33,11 @@ def statement(runs: Sequence[Run]) -> str:
     """
     check_runs(runs)
     if len(runs) == 1:
-        return _single(runs[0])
+        return _single_flow(runs[0]) if is_flow(runs[0]) else _single(runs[0])
     obstacle = _obstacle(runs)
     if obstacle:
         return _apart(runs, obstacle)
-    if len(runs) == 2 and [is_standard(run) for run in runs].count(True) == 1:
+    if _is_adversarial_against_standard(runs):
         return _adversarial_against_standard(runs)
     return _ranked(runs)
 
@@ -51,7 +53,7 @@ def question(runs: Sequence[Run]) -> str:
         )
     if _obstacle(runs):
         return "What did each of these runs reach?"
-    if len(runs) == 2 and [is_standard(run) for run in runs].count(True) == 1:
+    if _is_adversarial_against_standard(runs):
         return (
             "Does adversarial training end with a larger normalised margin than standard training?"
         )
@@ -69,8 +71,13 @@ def default_title(runs: Sequence[Run]) -> str:
 
 
 def setting(runs: Sequence[Run]) -> str:
-    """``n = 286, seed 0``, once for all runs where it is the same, else run by run."""
+    """``n = 286, seed 0``, once for all runs where it is the same, else run by run.
+
+    Where there is a flow, the precision is said too: ``n = 8, seed 0, float64``.
+    """
     each = [f"n = {_examples(run)}, seed {_known(run, 'seed')}" for run in runs]
+    if any(map(is_flow, runs)):
+        each = [f"{text}, {_known(run, 'dtype')}" for text, run in zip(each, runs, strict=True)]
     if len(set(each)) == 1:
         return each[0]
     return "; ".join(f"{name}: {text}" for name, text in zip(run_names(runs), each, strict=True))
@@ -99,9 +106,20 @@ def caveats(runs: Sequence[Run]) -> tuple[str, ...]:
     if len({_known(run, "loss") for run in runs}) > 1:
         listed = _listed((name, _known(run, "loss")) for name, run in zip(names, runs, strict=True))
         notes.append(f"The losses differ ({listed}): ln L compares within one loss.")
+    if len(runs) > 1 and any(map(is_flow, runs)):
+        notes += mixed_caveats(names, runs)
     for name, run in zip(names, runs, strict=True):
         notes += _own_caveats(name, run)
     return tuple(notes)
+
+
+def remarks(runs: Sequence[Run]) -> tuple[str, ...]:
+    """How the flows among the runs were followed; nothing for training runs."""
+    return tuple(
+        f"{name}: {followed(run)}"
+        for name, run in zip(run_names(runs), runs, strict=True)
+        if is_flow(run)
+    )
 
 
 def is_standard(run: Run) -> bool:
@@ -110,7 +128,10 @@ def is_standard(run: Run) -> bool:
 
 
 def training_words(run: Run) -> str:
-    """``training against FGSM, ε = 0.1`` or ``standard training``."""
+    """``training against FGSM, ε = 0.1`` or ``standard training``, or the same of a flow."""
+    if is_flow(run):
+        against = "without perturbation" if is_standard(run) else attack_words(run.config["attack"])
+        return f"gradient flow {'' if is_standard(run) else 'against '}{against}"
     if is_standard(run):
         return "standard training"
     return f"training against {attack_words(run.config.get('attack'))}"
@@ -127,7 +148,7 @@ def measured_words(run: Run) -> str:
 
 
 def _own_caveats(name: str, run: Run) -> list[str]:
-    notes = []
+    notes = flow_caveats(name, run) if is_flow(run) else []
     planned, reached = number(run.config, "epochs"), number(run.final, "epoch")
     if planned is not None and reached is not None and reached < planned:
         notes.append(
@@ -164,6 +185,37 @@ def _single(run: Run) -> str:
     )
 
 
+def _single_flow(run: Run) -> str:
+    final = run.final
+    exponent = margin_exponent([number(final, "normalized_margin")])
+    under = "of the unperturbed training examples" if unperturbed(run) else "under that attack"
+    smoothed = number(final, "smoothed_margin")
+    if smoothed is not None and smoothed > 0:
+        under += f"; ℓ/ρ = {_with_unit(smoothed, exponent, FLOW_DIGITS)}"
+    where = "at its start, t = 0," if at_start(final) else f"followed to {time_words(final)}"
+    ended = run.config.get("ended")
+    verb = "stopped before its goal, with"
+    if reached_goal(run):
+        verb = "ends with"
+    elif ended is None:
+        verb = "is not finished; so far it has"
+    elif ended == "not separated":
+        verb = "ended without separating the data, with"
+    return (
+        f"The {training_words(run)}, {where} on {_known(run, 'data')} ({setting([run])}), {verb} "
+        f"{_margin(run, exponent, FLOW_DIGITS)} (the smallest normalised margin {under}) and "
+        f"{_accuracies(run)} classified correctly."
+    )
+
+
+def _is_adversarial_against_standard(runs: Sequence[Run]) -> bool:
+    return (
+        len(runs) == 2
+        and [is_standard(run) for run in runs].count(True) == 1
+        and not any(map(is_flow, runs))
+    )
+
+
 def _adversarial_against_standard(runs: Sequence[Run]) -> str:
     names = run_names(runs)
     first = 0 if is_standard(runs[1]) else 1
@@ -196,24 +248,30 @@ def _ranked(runs: Sequence[Run]) -> str:
     under = f"Measured under {measured_words(runs[0])} {where}"
     if len(order) < 2:
         return f"{under}, fewer than two of these {len(runs)} runs have a finite γ̂_m."
+    timed = any(map(is_flow, runs))
+    digits = FLOW_DIGITS if timed else 3
     best, worst = order[0], order[-1]
+    largest, least = (_margin(runs[k], exponent, digits) for k in (best, worst))
     if values[best] == values[worst]:
-        shared = _margin(runs[best], exponent)
-        return f"{under}, all {len(order)} runs end with the same normalised margin, {shared}."
+        return f"{under}, all {len(order)} runs end with the same normalised margin, {largest}."
+    if timed and largest == least:
+        shared = f"the same normalised margin to {digits} digits, {largest}"
+        return f"{under}, all {len(order)} runs end with {shared}."
     return (
         f"{under}, {names[best]} ends with the largest normalised margin of {len(order)} runs, "
-        f"{_margin(runs[best], exponent)} after {_epochs(runs[best])} with {_accuracies(runs[best])} "
-        f"classified correctly, and {names[worst]} with the smallest, "
-        f"{_margin(runs[worst], exponent)} after {_epochs(runs[worst])} with "
+        f"{largest} {_end(runs[best], timed)} with {_accuracies(runs[best])} classified correctly, "
+        f"and {names[worst]} with the smallest, {least} {_end(runs[worst], timed)} with "
         f"{_accuracies(runs[worst])}."
     )
 
 
 def _apart(runs: Sequence[Run], obstacle: str) -> str:
+    timed = any(map(is_flow, runs))
+    digits = FLOW_DIGITS if timed else 3
     exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
     each = "; ".join(
-        f"{name} ends with {_margin(run, exponent)} under {measured_words(run)} on "
-        f"{_known(run, 'data')} ({setting([run])}) after {_epochs(run)}, with {_accuracies(run)} "
+        f"{name} ends with {_margin(run, exponent, digits)} under {measured_words(run)} on "
+        f"{_known(run, 'data')} ({setting([run])}) {_end(run, timed)}, with {_accuracies(run)} "
         "classified correctly"
         for name, run in zip(run_names(runs), runs, strict=True)
     )
@@ -235,12 +293,14 @@ def _data_key(run: Run) -> str:
     return str(run.config.get("data_sha256") or run.config.get("data"))
 
 
-def _margin(run: Run, exponent: int) -> str:
+def _margin(run: Run, exponent: int, digits: int = 3) -> str:
     value = number(run.final, "normalized_margin")
-    if value is None:
-        return "no finite γ̂_m"
+    return "no finite γ̂_m" if value is None else f"γ̂_m = {_with_unit(value, exponent, digits)}"
+
+
+def _with_unit(value: float, exponent: int, digits: int) -> str:
     unit = times_power_of_ten(exponent) if exponent else ""
-    return f"γ̂_m = {format_margin(value, exponent, 3)}{unit}"
+    return f"{format_margin(value, exponent, digits)}{unit}"
 
 
 def _accuracies(*runs: Run) -> str:
@@ -265,6 +325,14 @@ def _epochs(run: Run) -> str:
     count = epoch_of(run.final)
     word = "steps" if number(run.final, "epoch") is None else "epochs"
     return f"{format_count(count)} {word[:-1] if count == 1 else word}"
+
+
+def _end(run: Run, timed: bool) -> str:
+    """``after 1,000 epochs`` or ``at ln t = 100``; beside a flow, a training run says both."""
+    if is_flow(run):
+        return f"at {time_words(run.final)}"
+    known = timed and log_time_of(run.final) is not None
+    return f"after {_epochs(run)}" + (f" ({time_words(run.final)})" if known else "")
 
 
 def _examples(run: Run) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from marginflow.experiments import Panel
-from marginflow.report._text import format_count, format_number, unbroken
+from marginflow.report._text import format_count, format_number, format_short, unbroken
 from marginflow.report._theme import theme_named
 
 _DROPPED = re.compile(
@@ -69,12 +69,16 @@ def _points(x: Sequence[float], y: Sequence[float | None]) -> list[tuple[float, 
 
 
 def _place(x: float) -> str:
-    return format_count(x) if x == round(x) else format_number(x)
+    return format_count(x) if x == round(x) else format_short(x)
 
 
 def symbols(text: str) -> Markup:
     """``text`` escaped, with γ̂_m, ρ_k and c_k set as symbols and ℓ∞-PGD kept on one line."""
     text = re.sub("(?<=ℓ[2∞])-", "\u2011", text)
+    found = re.compile(r"(γ̂|ρ|c)_(m|k)\b|(?<!\w)(m)_(i)\b")
     return Markup(
-        re.sub(r"(γ̂|ρ|c)_(m|k)\b", r"<i>\1</i><sub>\2</sub>", str(escape(unbroken(text))))
+        found.sub(
+            lambda m: f"<i>{m[1] or m[3]}</i><sub>{m[2] or m[4]}</sub>",
+            str(escape(unbroken(text))),
+        )
     )

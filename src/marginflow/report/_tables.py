@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from marginflow.monitor import QUANTILES
+from marginflow.report._clock import FLOW_DIGITS, is_flow, log_time_cell, log_time_of
+from marginflow.report._flow_words import end_words
 from marginflow.report._statement import training_words, unperturbed
 from marginflow.report._text import (
     MISSING,
@@ -26,6 +28,9 @@ from marginflow.report._text import (
 from marginflow.runs import Run
 
 _MEDIAN = QUANTILES.index(0.5)
+
+RATIOS_SINCE = 1 - 1e-6
+"""ln t from which on a ratio to ln t says something: 1, which the integrators hit to 1e-9."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +59,70 @@ def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     test), clean accuracy (train, test), ρ. What a run does not have is shown as –; so is the
     adversarial accuracy of a run that was measured without a perturbation.
 
+    Gradient flows have one perturbation and no epochs, but ln t, ℓ/ρ, ρ γ̂_m / ln t,
+    1 + cos(W, ∇L) and an end; with training runs beside them there are the columns of both.
+
     Raises:
         InputError: no runs.
         RunError: a run without measurements.
     """
     check_runs(runs)
     exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
-    header = ["run", "trained against", "measured with", "epochs", f"γ̂_m{margin_unit(exponent)}"]
-    header += ["adversarial accuracy, train", "adversarial accuracy, test"]
-    header += ["clean accuracy, train", "clean accuracy, test", "ρ"]
-    rows = [
-        [
-            name,
-            attack_words(run.config.get("attack")),
-            attack_words(run.config.get("measure_with")),
-            format_count(epoch_of(run.final)),
-            format_margin(number(run.final, "normalized_margin"), exponent),
-            *(
-                MISSING if unperturbed(run) else format_percent(number(run.final, key))
-                for key in ("adversarial_accuracy", "test_adversarial_accuracy")
-            ),
-            format_percent(number(run.final, "clean_accuracy")),
-            format_percent(number(run.final, "test_clean_accuracy")),
-            format_number(number(run.final, "norm_product")),
-        ]
+    entries = [
+        {"run": name} | _end(run, exponent, flows=any(map(is_flow, runs)))
         for name, run in zip(run_names(runs), runs, strict=True)
     ]
+    header = list(entries[0])
+    if all(map(is_flow, runs)):
+        header = [title for title in header if title not in ("measured with", "epochs")]
+    rows = [[entry[title] for title in header] for entry in entries]
+    if all(map(is_flow, runs)):
+        header[header.index("trained against")] = "perturbation"
     return header, rows
+
+
+def _end(run: Run, exponent: int, *, flows: bool) -> dict[str, str]:
+    """The final measurement of a run; with what only flows have if there are ``flows``."""
+    final, unit = run.final, margin_unit(exponent)
+    cells = {
+        "trained against": attack_words(run.config.get("attack")),
+        "measured with": attack_words(run.config.get("measure_with")),
+        "epochs": MISSING if is_flow(run) else format_count(epoch_of(final)),
+    }
+    if flows:
+        cells["ln t"] = log_time_cell(final)
+    digits = FLOW_DIGITS if flows else 4
+    cells[f"γ̂_m{unit}"] = format_margin(number(final, "normalized_margin"), exponent, digits)
+    if flows:
+        cells[f"ℓ/ρ{unit}"] = format_margin(number(final, "smoothed_margin"), exponent, digits)
+    for split, prefix in (("train", ""), ("test", "test_")):
+        share = MISSING
+        if not unperturbed(run):
+            share = format_percent(number(final, f"{prefix}adversarial_accuracy"))
+        cells[f"adversarial accuracy, {split}"] = share
+    for split, prefix in (("train", ""), ("test", "test_")):
+        cells[f"clean accuracy, {split}"] = format_percent(number(final, f"{prefix}clean_accuracy"))
+    cells["ρ"] = format_number(number(final, "norm_product"))
+    if flows:
+        ratio = margin_over_log_time(final) if own_loss(run) else None
+        cells["ρ γ̂_m / ln t"] = format_number(ratio)
+        cells["1 + cos(W, ∇L)"] = format_number(number(final, "one_plus_cosine"))
+        cells["end"] = end_words(run) if is_flow(run) else MISSING
+    return cells
+
+
+def own_loss(run: Run) -> bool:
+    """Whether the run minimises the loss that is measured, of which alone theory speaks."""
+    return run.config.get("attack") == run.config.get("measure_with")
+
+
+def margin_over_log_time(record: Mapping[str, Any]) -> float | None:
+    """``ρ γ̂_m / ln t``, which tends to 1 along the flow; None before ln t = 1."""
+    margin, rho = number(record, "normalized_margin"), number(record, "norm_product")
+    log_time = log_time_of(record)
+    if margin is None or rho is None or log_time is None or log_time < RATIOS_SINCE:
+        return None
+    return margin * rho / log_time
 
 
 def final_table(runs: Sequence[Run]) -> Table:
@@ -94,34 +136,50 @@ def final_table(runs: Sequence[Run]) -> Table:
 
 
 def course_tables(runs: Sequence[Run]) -> list[Table]:
-    """For each run the measurements nearest to epochs 0, 1, 10, 100 …, and the last."""
+    """For each run the measurements nearest to epochs 0, 1, 10, 100 …, and the last.
+
+    Of flows those at the start and nearest to ln t = 0, 1, 10, 100 …, and the last.
+    """
     exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
+    flows = any(map(is_flow, runs))
     return [
-        _course(run, f"{name}: {training_words(run)}", exponent)
+        _course(run, f"{name}: {training_words(run)}", exponent, timed=flows)
         for run, name in zip(runs, run_names(runs), strict=True)
     ]
 
 
-def _course(run: Run, caption: str, exponent: int) -> Table:
-    records = [run.metrics[k] for k in _milestones(run)]
+def _course(run: Run, caption: str, exponent: int, *, timed: bool) -> Table:
+    places = [(log_time_of if is_flow(run) else epoch_of)(record) for record in run.metrics]
+    records = [run.metrics[k] for k in _milestones(places)]
     tested = any(number(record, "test_clean_accuracy") is not None for record in records)
     shares = [("clean accuracy", "clean_accuracy")]
     if not unperturbed(run):
         shares.insert(0, ("adversarial accuracy", "adversarial_accuracy"))
     splits = [("train", ""), ("test", "test_")] if tested else [("train", "")]
+    unit = margin_unit(exponent)
+    counts = "step" if number(run.final, "epoch") is None else "epoch"
+    digits = FLOW_DIGITS if timed else 4
+    late = ["ρ γ̂_m / ln t", "1 + cos(W, ∇L)", "integrator"] if is_flow(run) else []
     header = [
-        "step" if number(run.final, "epoch") is None else "epoch",
-        f"γ̂_m{margin_unit(exponent)}",
-        f"median margin{margin_unit(exponent)}",
+        *([] if is_flow(run) else [counts]),
+        *(["ln t"] if timed else []),
+        f"γ̂_m{unit}",
+        f"ℓ/ρ{unit}" if is_flow(run) else f"median margin{unit}",
         *(f"{title}, {split}" for title, _ in shares for split, _ in splits),
         "ρ",
         "ln L",
+        *late,
     ]
     rows = [
         [
-            format_count(epoch_of(record)),
-            format_margin(number(record, "normalized_margin"), exponent),
-            format_margin(_median(record), exponent),
+            *([] if is_flow(run) else [format_count(epoch_of(record))]),
+            *([log_time_cell(record)] if timed else []),
+            format_margin(number(record, "normalized_margin"), exponent, digits),
+            format_margin(
+                number(record, "smoothed_margin") if is_flow(run) else _median(record),
+                exponent,
+                digits,
+            ),
             *(
                 format_percent(number(record, prefix + key))
                 for _, key in shares
@@ -129,25 +187,41 @@ def _course(run: Run, caption: str, exponent: int) -> Table:
             ),
             format_number(number(record, "norm_product")),
             format_number(number(record, "log_loss")),
+            *(_late(record) if is_flow(run) else []),
         ]
         for record in records
     ]
     return Table(caption, header, rows)
 
 
-def _milestones(run: Run) -> list[int]:
-    """Indices of the measurements that are nearest, as ratios, to 0, 1, 10, 100 …, and the last."""
-    epochs = [epoch_of(record) for record in run.metrics]
-    known = [(k, epoch) for k, epoch in enumerate(epochs) if epoch is not None]
+def _late(record: Mapping[str, Any]) -> list[str]:
+    """What tends to a limit late in a flow, and the integrator at work."""
+    return [
+        format_number(margin_over_log_time(record)),
+        format_number(number(record, "one_plus_cosine")),
+        str(record.get("method") or MISSING),
+    ]
+
+
+def _milestones(places: Sequence[float | None]) -> list[int]:
+    """Indices of what is nearest, as ratios, to 0, 1, 10, 100 …, of the last, and of a start without place.
+
+    Places below zero, ln t before t = 1, count as they are: −1 is as far from 0 as e − 1 is.
+    """
+    known = [(k, place) for k, place in enumerate(places) if place is not None]
+    ends = {len(places) - 1} | ({0} if places[0] is None else set())
     if not known:
-        return sorted({0, len(epochs) - 1})
+        return sorted(ends | {0})
     last = known[-1][1]
     targets = [0.0] + [10.0**j for j in range(20) if 10.0**j < last]
     chosen = {
-        min(known, key=lambda pair: abs(math.log1p(pair[1]) - math.log1p(target)))[0]
-        for target in targets
+        min(known, key=lambda pair: abs(_ratio(pair[1]) - _ratio(target)))[0] for target in targets
     }
-    return sorted(chosen | {len(epochs) - 1})
+    return sorted(chosen | ends)
+
+
+def _ratio(place: float) -> float:
+    return math.log1p(place) if place > 0 else place
 
 
 def _median(record: Mapping[str, Any]) -> float | None:
@@ -207,6 +281,13 @@ def _degrees(run: Run) -> list[str]:
     degrees = [number(layer, "degree") for layer in layers[: len(layer_names(run))]]
     degrees += [None] * (len(layer_names(run)) - len(degrees))
     return [MISSING if degree is None else f"{degree:g}" for degree in degrees]
+
+
+def order_of(run: Run) -> float | None:
+    """K, the sum of the degrees of the layers; None where they are not recorded."""
+    degrees = [number(layer, "degree") for layer in _layers(run)]
+    known = [degree for degree in degrees if degree is not None]
+    return sum(known) if known and len(known) == len(degrees) else None
 
 
 def _order(degrees: Sequence[str]) -> str:

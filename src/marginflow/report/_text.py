@@ -46,14 +46,23 @@ def format_number(value: float | None, digits: int = 4) -> str:
     return text.replace("-", "−")
 
 
+def format_short(value: float | None) -> str:
+    """``value`` to four digits without idle zeros: −3, 0.05, 12.59, 1,000, 10⁶, 2.5 × 10⁻⁷, or –."""
+    mantissa, times, power = format_number(value).partition(" × ")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return power if mantissa == "1" and times else mantissa + times + power
+
+
 def times_power_of_ten(exponent: int) -> str:
     """`` × 10⁻³``."""
     return f" × 10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 def unbroken(text: str) -> str:
-    """``text`` with spaces that do not break around = and ×: no line ends in ``n =``."""
-    return re.sub(r" ([=×]) ", "\u00a0\\1\u00a0", text)
+    """``text`` with spaces that do not break around = and ×, or in ln t: no line ends in ``n =``."""
+    text = re.sub(r" ([=×]) ", "\u00a0\\1\u00a0", text)
+    return re.sub(r"(?<=\bln) (?=t\b)|(?<=\(W,) (?=∇L\))", "\u00a0", text)
 
 
 def margin_exponent(values: Sequence[float | None]) -> int:
@@ -91,17 +100,19 @@ def format_percent(share: float | None) -> str:
     return ">99.9999%" if share > 0.5 else "<0.0001%"
 
 
-def format_ticks(values: Sequence[float], *, together: bool) -> list[str]:
+def format_ticks(values: Sequence[float], *, together: bool, crowded: bool = False) -> list[str]:
     """Tick labels: ordinary numbers, but powers of ten on an axis that leaves 0.001 to 10,000.
 
     Args:
         values: the ticks of one axis.
         together: whether all show the same number of decimals, as on a linear axis.
+        crowded: powers from 1,000 on, since there is no room for 10,000.
     """
     if together:
         decimals = max((len(f"{v:.6g}".partition(".")[2]) for v in values), default=0)
         return [f"{value:,.{decimals}f}".replace("-", "−") for value in values]
-    wide = any(value and not 1e-3 <= abs(value) * (1 + 1e-9) < 1.1e4 for value in values)
+    most = 1e3 if crowded else 1.1e4
+    wide = any(value and not 1e-3 <= abs(value) * (1 + 1e-9) < most for value in values)
     return [_power(v) if wide and not 0.1 <= abs(v) <= 100 and v else _tick(v) for v in values]
 
 
@@ -174,15 +185,17 @@ def check_runs(runs: Sequence[Run]) -> None:
         RunError: a run without measurements.
     """
     if not isinstance(runs, Sequence) or not all(isinstance(run, Run) for run in runs):
-        raise InputError("runs: expected a list of runs, as mf.load_run and mf.train return them")
+        raise InputError(
+            "runs: expected a list of runs, as mf.load_run and mf.train return them; give a flow's .run"
+        )
     if not runs:
         raise InputError("runs: expected at least one run, got none")
     for run in runs:
         if not run.metrics:
-            raise RunError(
-                f"the run {run.name!r} has no measurements to show; train it with measure=True, "
-                "or wait for its first epoch"
-            )
+            advice = "train it with measure=True, or wait for its first epoch"
+            if run.config.get("kind") == "flow":
+                advice = "wait for its start to be measured"
+            raise RunError(f"the run {run.name!r} has no measurements to show; {advice}")
 
 
 def epoch_of(record: Mapping[str, Any]) -> float | None:
