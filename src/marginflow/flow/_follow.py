@@ -197,7 +197,7 @@ class Follower:
 
     def _to_steps(self) -> None:
         """A smooth integrator stalled: find out on what, and go on with steps."""
-        found = "nothing that bisection could find"
+        found = "no jump was found near it"
         for reach in (1e-2, 1e-4, 1e-6):
             jumps = find_jumps(self.field, self.state.w, reach)
             if jumps.field or jumps.loss:
@@ -207,8 +207,7 @@ class Follower:
                 found = jumps.words
                 break
         self.notes.append(
-            f"steps from ln t = {self.state.log_time:.4g}: {self.state.method} stalled on a "
-            f"discontinuity ({found})"
+            f"steps from ln t = {self.state.log_time:.4g}: {self.state.method} stalled ({found})"
         )
         self._waited = 0
         self.state = dataclasses.replace(self.state, method="steps", step_size=_FIRST)

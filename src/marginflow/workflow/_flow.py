@@ -39,7 +39,9 @@ _KEPT_NUMBERS = 10_000_000  # weights times points kept by default: 80 MB
 _POINTS = 80  # of a flow to ln t = 10⁶, about
 _PER_DECADE = 10
 _EARLY = (-3.0, -2.0, -1.0, 0.0, 1.0)
-_FREE = ("log_time", "log_norm", "loss_below", "max_evaluations", "ended", "layers")
+_FREE = (
+    "log_time", "log_norm", "loss_below", "max_evaluations", "ended", "notes", "advice", "layers",
+)  # fmt: skip
 
 _log = logging.getLogger("marginflow")
 
@@ -262,6 +264,8 @@ def gradient_flow(
         "device": "cpu",
         "layers": layer_table(homogeneity),
         "ended": None,
+        "notes": [],
+        "advice": "",
     }
     field = Field(
         model, placed.x, placed.y, loss=loss, attack=attack, derivative=derivative, seed=seed
@@ -425,9 +429,14 @@ class _Job:
             self.reason = self._reached()
         if self.reason is None:
             self.reason = "work" if follower.ended == "work" else "not separated"
+        end = {
+            "ended": self.reason,
+            "notes": list(follower.notes),
+            "advice": self._advice(self.reason),
+        }
+        self.config |= end
         if self.directory is not None:
-            self.directory.write_config({**self.directory.read_config(), "ended": self.reason})
-        self.config["ended"] = self.reason
+            self.directory.write_config({**self.directory.read_config(), **end})
 
     def result(self, run: Run) -> Flow:
         """The flow as a value."""
