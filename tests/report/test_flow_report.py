@@ -322,7 +322,7 @@ def test_settings_of_flows_know_no_epochs(flow: Run, descent: Run) -> None:
     assert rows["goal"] == "ln t = 30"
     assert rows["integrator"] == "chosen by the field: stiff (Radau, exact Jacobian)"
     assert rows["tolerance of a step"] == "10⁻⁶"
-    assert rows["patience"] == "until ln t = 50, if the data are not separated"
+    assert rows["patience"] == "until ln t = 30, if the data are not separated"
     assert rows["evaluations at most"] == "2,000,000"
     asked = changed(
         flow, method="runge-kutta", rtol=None, log_time=None, log_norm=5.0, loss_below=1e-10

@@ -32,7 +32,7 @@ _FLOW_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "loss": ("exponential", "cross-entropy"),
     "derivative": ("total",),
     "method": ("auto",),
-    "patience": (50.0,),
+    "patience": (30.0,),
     "max_evaluations": (2_000_000,),
     "seed": (0,),
 }

@@ -161,8 +161,8 @@ def gradient_flow(
             by default for up to about 120 000 weights.
         seed: of a model given as a string and of a random start, which is drawn once.
         out: run directory; None keeps the run in memory.
-        resume: continue the flow in ``out``, perhaps to a farther goal, to the very bits of a flow
-            that was not interrupted.
+        resume: continue the flow in ``out``, to the very bits of a flow that was not interrupted,
+            perhaps to a farther goal (the same bits, if the earlier goal was a point of measurement).
         force: replace a run that ``out`` already holds.
         progress: show ln t, ρ and γ̂_m on standard error.
 
