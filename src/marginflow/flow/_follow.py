@@ -22,11 +22,21 @@ from marginflow.homogeneity import Homogeneity
 DENSE_LIMIT = 3000
 """Largest number of weights for which the Jacobian is formed: 72 MB, and 20 s of a core for 100 steps."""
 
-TOLERANCES: dict[str, float] = {"stiff": 1e-8, "runge-kutta": 1e-6, "steps": 1e-5, "jumps": 1e-3}
-"""Default tolerances, relative to ‖W‖, by integrator; ``jumps`` is that of steps where ln L jumps."""
+TOLERANCES: dict[str, float] = {
+    "stiff": 1e-8,
+    "runge-kutta": 1e-6,
+    "steps": 1e-5,
+    "jumps": 1e-3,
+    "large steps": 1e-4,
+    "large jumps": 3e-3,
+}
+"""Default tolerances, relative to ‖W‖, by integrator.
+
+``jumps`` is that of steps where ln L jumps, ``large`` that beyond :data:`DENSE_LIMIT` weights, where
+evaluations are dear.
+"""
 
 _FIRST = 1e-4  # first step, relative
-_LARGE_STEPS = 1e-4  # default tolerance of steps beyond DENSE_LIMIT, where evaluations are dear
 _STILL_EVALUATIONS = 20_000
 _STILL = 1e-3
 _REST = 1e-4  # of ln L per unit of ln t
@@ -100,9 +110,8 @@ class Follower:
             return self.rtol
         if self.state.method != "steps":
             return TOLERANCES[self.state.method]
-        if self.loss_jumps:
-            return TOLERANCES["jumps"]
-        return TOLERANCES["steps"] if self.field.size <= DENSE_LIMIT else _LARGE_STEPS
+        kind = "jumps" if self.loss_jumps else "steps"
+        return TOLERANCES[kind if self.field.size <= DENSE_LIMIT else f"large {kind}"]
 
     def advance(
         self, goals: Sequence[Goal], on_step: Callable[[State], None] = lambda state: None
