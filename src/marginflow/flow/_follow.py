@@ -215,7 +215,12 @@ class Follower:
         if self.state.method == "steps":
             descent = self.field.conservative and not self.loss_jumps
             return Steps(
-                self.field, self.tolerance, self.tally, descent=descent, fell=self.watch.fell
+                self.field,
+                self.tolerance,
+                self.tally,
+                descent=descent,
+                fell=self.watch.fell,
+                layers=self.layers,
             )
         return Smooth(self.field, self.tolerance)
 

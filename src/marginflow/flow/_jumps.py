@@ -33,7 +33,7 @@ class Jumps:
         if self.loss:
             return f"ln L itself jumps (by {self.loss:.1e} at one place)"
         if self.field:
-            return f"the gradient jumps (by {self.field:.1%} at one place), ln L does not"
+            return f"the gradient jumps (by {self.field:.1e} of it at one place), ln L does not"
         return "no jump was found"
 
 

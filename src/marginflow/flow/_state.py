@@ -71,6 +71,7 @@ class Tally:
         margin_falls: on how many γ̂_m fell, which it may.
         combined: steps along a convex combination of velocities.
         jumps: discontinuities of the field that were searched for and found.
+        corrections: per layer, what explicit steps added to ``‖W_k‖²`` beyond the flow's own growth.
         sliding: whether the flow runs along a surface of discontinuity.
     """
 
@@ -85,6 +86,7 @@ class Tally:
     combined: int = 0
     jumps: int = 0
     sliding: bool = False
+    corrections: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
 
 
@@ -103,11 +105,18 @@ class Layers:
         self.degrees = np.array(homogeneity.degrees)
         self.order = homogeneity.order
 
+    def inner(self, u: Vector, v: Vector) -> Vector:
+        """``⟨U_k, V_k⟩``, (L,)."""
+        return np.array([sum(float(u[p] @ v[p]) for p in parts) for parts in self.parts])
+
+    def squares(self, w: Vector) -> Vector:
+        """``‖W_k‖²``, (L,)."""
+        return self.inner(w, w)
+
     def log_norms(self, w: Vector) -> Vector:
         """``ln ρ_k``, (L,); −∞ for a layer that is 0."""
-        squares = [sum(float(w[part] @ w[part]) for part in parts) for parts in self.parts]
         with np.errstate(divide="ignore"):
-            norms: Vector = 0.5 * np.log(np.array(squares))
+            norms: Vector = 0.5 * np.log(self.squares(w))
         return norms
 
     def log_rho(self, w: Vector) -> float:

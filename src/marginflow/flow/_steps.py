@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import brentq, nnls
 
 from marginflow.flow._field import Field, FieldValue, Vector
-from marginflow.flow._state import Goal, OnStep, State, Tally, is_separated
+from marginflow.flow._state import Goal, Layers, OnStep, State, Tally, is_separated
 
 _LARGEST = 0.1  # of ‖W‖ in one step
 _GROWTH = 1.5
@@ -33,8 +33,9 @@ class _Trial:
     w: Vector
     value: FieldValue
     ds: float
-    along: Vector | None = None
-    """The velocity at the start for a step of Heun's, None for one along a straight line."""
+    parts: tuple[tuple[float, Vector, Vector], ...]
+    """(λ_j, W_j, v(W_j)): the step is ``ds Σ λ_j v(W_j)``, Σ λ_j = 1."""
+    heun: bool = False
 
 
 class Steps:
@@ -60,6 +61,7 @@ class Steps:
         tally: where combinations and rejected steps are counted.
         descent: whether ln L is continuous, and so decreases along the flow across jumps of v.
         fell: by how much ``ln(ℓ/ρ)`` falls from one point to another, 0 where it is not defined.
+        layers: of the network, for Lemma 11's corrections; None does without.
         fixed: a constant η, without any control (to measure the order).
     """
 
@@ -71,9 +73,11 @@ class Steps:
         *,
         descent: bool,
         fell: Fall = lambda before, after: 0.0,
+        layers: Layers | None = None,
         fixed: float | None = None,
     ) -> None:
         self.fell = fell
+        self.layers = layers
         self.field = field
         self.tolerance = tolerance
         self.tally = tally
@@ -96,10 +100,28 @@ class Steps:
             trial, following = take(state.w, here, eta, bundle)
             after = self._after(state, here, trial, following)
             if self._gap(after, goals) >= 0:
-                return self._hit(state, here, trial, goals, on_step, following)
+                after, trial = self._hit(state, here, trial, goals, following)
+            self._correct(state.w, trial)
             on_step(after, trial.value)
             state = after
+            if self._gap(state, goals) >= 0:
+                break
         return state
+
+    def _correct(self, w: Vector, trial: _Trial) -> None:
+        """Add the part of ``‖W_k‖²`` that the step adds beyond ``2 ds Σ λ_j ⟨W_j, v(W_j)⟩``.
+
+        What is left grows in all layers like c_k, exactly: Lemma 11 with finite steps. For Euler's step
+        the part is ``ds²‖v_k‖²``, as for gradient descent.
+        """
+        if self.layers is None:
+            return
+        excess = self.layers.squares(trial.w - w)
+        for share, point, velocity in trial.parts:
+            if point is not w:
+                excess = excess - 2 * trial.ds * share * self.layers.inner(point - w, velocity)
+        old = self.tally.corrections or [0.0] * len(excess)
+        self.tally.corrections = [a + float(b) for a, b in zip(old, excess, strict=True)]
 
     def _euler(
         self, w: Vector, here: FieldValue, eta: float, bundle: list[tuple[Vector, Vector]]
@@ -111,16 +133,17 @@ class Steps:
             ds = eta * norm / speed
             goal = w + ds * v
             value = self.field(goal)
+            found = _Trial(goal, value, ds, ((1.0, w, v),))
             error = 0.5 * eta * float(np.linalg.norm(value.velocity - v)) / speed
             if self.fixed is not None:
-                return _Trial(goal, value, ds), eta
+                return found, eta
             # Twice tol is let pass: in sliding every other step would else be taken again.
             if error <= 2 * self.tolerance or last == _SHRINKS - 1:
                 break
             self.tally.rejected += 1
             eta *= min(max(_SAFETY * math.sqrt(self.tolerance / error), 0.2), 0.7)
         grow = _SAFETY * math.sqrt(self.tolerance / error) if error > 0 else _GROWTH
-        return _Trial(goal, value, ds), min(eta * min(max(grow, 0.5), _GROWTH), _LARGEST)
+        return found, min(eta * min(max(grow, 0.5), _GROWTH), _LARGEST)
 
     def _heun(
         self, w: Vector, here: FieldValue, eta: float, bundle: list[tuple[Vector, Vector]]
@@ -132,18 +155,19 @@ class Steps:
         for _ in range(_SHRINKS):
             ds = eta * norm / speed
             ahead = self.field(w + ds * v).velocity
+            halves = ((0.5, w, v), (0.5, w + ds * v, ahead))
             change = float(np.linalg.norm(ahead - v)) / speed
             error = 0.5 * eta * change
             if self.fixed is not None or error <= self.tolerance:
                 goal = w + 0.5 * ds * (v + ahead)
                 value = self.field(goal)
                 if self.fixed is not None:
-                    return _Trial(goal, value, ds, v), eta
+                    return _Trial(goal, value, ds, halves, heun=True), eta
                 if eta <= least or self.fell((w, here), (goal, value)) <= 0:
                     grow = _SAFETY * math.sqrt(self.tolerance / error) if error > 0 else _GROWTH
                     bundle.clear()
                     following = min(eta * min(max(grow, 0.3), _GROWTH), _LARGEST)
-                    return _Trial(goal, value, ds, v), following
+                    return _Trial(goal, value, ds, halves, heun=True), following
                 self.tally.rejected += 1
                 eta *= 0.5
                 continue
@@ -158,7 +182,7 @@ class Steps:
             self.tally.rejected += 1
             eta *= min(max(_SAFETY * math.sqrt(self.tolerance / error), 0.2), 0.7)
         goal = w + 0.5 * ds * (v + ahead)
-        return _Trial(goal, self.field(goal), ds), eta
+        return _Trial(goal, self.field(goal), ds, halves, heun=True), eta
 
     def _combined(
         self,
@@ -173,7 +197,8 @@ class Steps:
         bundle[:] = [b for b in bundle if np.linalg.norm(b[0] - w) <= 4 * eta * norm][-_BUNDLE:]
         bundle.append(found)
         for _ in range(8):
-            direction = _shortest([here.velocity, *(v for _, v in bundle)])
+            points = [(w, here.velocity), *bundle]
+            weights, direction = _shortest([v for _, v in points])
             speed = float(np.linalg.norm(direction))
             if speed == 0:
                 return None
@@ -182,7 +207,8 @@ class Steps:
             value = self.field(goal)
             gain = here.log_loss - value.log_loss
             if gain >= _DESCENT * ds * speed**2:
-                return _Trial(goal, value, ds)
+                parts = tuple((a, *point) for a, point in zip(weights, points, strict=True))
+                return _Trial(goal, value, ds, parts)
             bundle.append((goal, value.velocity))
         return None
 
@@ -200,45 +226,52 @@ class Steps:
         here: FieldValue,
         last: _Trial,
         goals: Sequence[Goal],
-        on_step: OnStep,
         following: float,
-    ) -> State:
-        """The point of the last step, made shorter, at which the goal is reached."""
+    ) -> tuple[State, _Trial]:
+        """The last step made shorter, so that it ends where the goal is reached."""
 
-        def at(share: float) -> State:
-            if last.along is None or share in (0.0, 1.0):
-                w = state.w + share * (last.w - state.w)
+        def at(share: float) -> tuple[State, _Trial]:
+            if share == 1:
+                trial = last
+            elif last.heun:
+                ds, v = share * last.ds, here.velocity
+                ahead = state.w + ds * v
+                velocity = self.field(ahead).velocity
+                w = state.w + 0.5 * ds * (v + velocity)
+                halves = ((0.5, state.w, v), (0.5, ahead, velocity))
+                trial = _Trial(w, self.field(w), ds, halves, heun=True)
             else:
-                ds, v = share * last.ds, last.along
-                w = state.w + 0.5 * ds * (v + self.field(state.w + ds * v).velocity)
-            return self._after(state, here, _Trial(w, self.field(w), share * last.ds), following)
-
-        def distance(share: float) -> float:
-            # Aimed a little beyond: the goal shall be reached, not almost.
-            return (self._gap(at(share), goals) if share > 0 else first) - aim
+                w = state.w + share * (last.w - state.w)
+                trial = _Trial(w, self.field(w), share * last.ds, last.parts)
+            return self._after(state, here, trial, following), trial
 
         first = self._gap(state, goals)
-        aim = 0.5 * _EXACT * max(1.0, abs(state.log_time) if math.isfinite(state.log_time) else 1.0)
+        known = abs(state.log_time) if math.isfinite(state.log_time) else 1.0
+        # Aimed a little beyond: the goal shall be reached, not almost.
+        aim = 0.5 * _EXACT * max(1.0, known)
+
+        def distance(share: float) -> float:
+            return (self._gap(at(share)[0], goals) if share > 0 else max(first, -1e300)) - aim
+
         share = 1.0
-        if not math.isfinite(first):
-            first = -1e300
         if distance(1.0) > 0 > distance(0.0):
             share = float(brentq(distance, 0.0, 1.0, xtol=1e-13, rtol=1e-12))
-        reached = at(share)
-        on_step(reached, self.field(reached.w))
-        return reached
+        return at(share)
 
     def _gap(self, state: State, goals: Sequence[Goal]) -> float:
         return max(goal(state.w, state.log_time, state.log_loss) for goal in goals)
 
 
-def _shortest(velocities: Sequence[Vector]) -> Vector:
-    """The shortest element of the convex hull, by non-negative least squares (Lawson & Hanson)."""
+def _shortest(velocities: Sequence[Vector]) -> tuple[list[float], Vector]:
+    """The shortest element of the convex hull and its weights, by non-negative least squares.
+
+    ``min ‖V λ‖² + (Σ λ − 1)²`` over λ ≥ 0 points the same way (Lawson & Hanson, chapter 23).
+    """
     columns = np.stack(velocities, axis=1)
-    columns = columns / np.linalg.norm(columns, axis=0).max()
-    factor: Vector = np.linalg.qr(columns)[1]
+    scaled = columns / np.linalg.norm(columns, axis=0).max()
+    factor: Vector = np.linalg.qr(scaled)[1]
     rows: Vector = np.vstack([factor, np.ones((1, factor.shape[1]))])
     weights, _ = nnls(rows, np.append(np.zeros(len(factor)), 1.0))
-    total = weights.sum()
-    shortest: Vector = np.stack(velocities, axis=1) @ (weights / total)
-    return shortest
+    weights = weights / weights.sum()
+    shortest: Vector = columns @ weights
+    return weights.tolist(), shortest

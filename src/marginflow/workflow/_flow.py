@@ -503,6 +503,7 @@ class _Job:
             margin_falls=tally.margin_falls,
             combined=tally.combined,
             jumps=tally.jumps,
+            step_corrections=list(tally.corrections) or None,
             sliding=tally.sliding,
         )
         weights = {n: v.detach().clone() for n, v in follower.field.model.state_dict().items()}
