@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_runs import balanced_flow, gradient, naive_flow, net, separate
+from naive_flows import balanced_flow, gradient, naive_flow, net, separate
 from theorem_runs import changed
 
 import marginflow as mf

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from flow_runs import net
+from naive_flows import net
 from torch import Tensor, nn
 
 import marginflow as mf
