@@ -90,6 +90,12 @@ class Attack(ABC):
         return False
 
     @property
+    def piecewise_constant(self) -> bool:
+        """Whether δ(W) is constant between its jumps (signs, a finite set), so that ``detached`` and
+        ``total`` agree almost everywhere."""
+        return False
+
+    @property
     def spec(self) -> str:
         """The specification string that builds this attack again."""
         parts = [*self._spec_parts(), f"eps={self.eps!r}"]
