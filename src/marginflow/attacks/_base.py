@@ -91,8 +91,7 @@ class Attack(ABC):
 
     @property
     def piecewise_constant(self) -> bool:
-        """Whether δ(W) is constant between its jumps (signs, a finite set), so that ``detached`` and
-        ``total`` agree almost everywhere."""
+        """Whether δ(W) is constant between its jumps, so that ``detached`` and ``total`` mostly agree."""
         return False
 
     @property

@@ -16,7 +16,7 @@ from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
 from marginflow.kkt._cone import Cone, Nearest
 from marginflow.kkt._gram import Engine, GradientEngine, LayerEngine
-from marginflow.kkt._problem import TIE, Problem, Rows, Survey
+from marginflow.kkt._problem import TIE, Problem, Survey
 from marginflow.losses import CrossEntropy, Loss, get_loss
 
 _CAP = 4000
@@ -125,10 +125,10 @@ class Certificate:
         cut = f", cut to the {s} smallest" if self.truncated else ""
         lines = [
             f"KKT certificate of min ½‖W‖² s.t. m_i ≥ 1 (Theorem 5): {self._verdict()}",
-            f"  best multipliers   r = {self.residual:.3g} on {s} of {n} examples ({within}{cut}), "
+            f"  best multipliers   r = {_number(self.residual)} on {s} of {n} examples ({within}{cut}), "
             f"{used} of them positive; {1 - self.residual**2:.1%} of ‖W‖² explained",
-            f"  all examples       paper {self.residuals.paper:.3g} ≥ tangential "
-            f"{self.residuals.tangential:.3g} ≥ best {self.residuals.best:.3g}",
+            f"  all examples       paper {_number(self.residuals.paper)} ≥ tangential "
+            f"{_number(self.residuals.tangential)} ≥ best {_number(self.residuals.best)}",
             f"  paper's (130)      χ = {self.stationarity:.3g}, ξ = {self.complementarity:.3g} "
             f"(at most {self.complementarity_bound:.3g}), 1 − cos β = {self.cosine_gap:.3g}, "
             f"loss {self.loss}",
@@ -260,7 +260,7 @@ def kkt_certificate(
     explained = order * float(chosen.multipliers @ rows.values.cpu()) / norm**2
     limit = (1 + tau) * m_min * (1 + TIE)
     residuals = torch.tensor([point.residual for point in points], dtype=torch.float64)
-    sizes = [len(cone.rows.examples[: len(point.multipliers)].unique()) for point in points]
+    sizes = [cone.examples(len(point.multipliers)) for point in points]
     return Certificate(
         residual=chosen.residual,
         support=support,
@@ -291,6 +291,11 @@ def kkt_certificate(
         derivative=derivative,
         method=engine.name,
     )
+
+
+def _number(residual: float) -> str:
+    """Enough digits near 1, where residuals crowd, and near 0."""
+    return f"{residual:.6f}" if residual > 1e-3 else f"{residual:.2e}"
 
 
 def _tau(name: str, value: float) -> float:
@@ -333,10 +338,8 @@ def _along(
         asked = [0.0]
         if everything > _FROM:
             ratio = everything / _FROM
-            asked += [_FROM * ratio ** (k / (_GRID - 1)) for k in range(_GRID)]
-        elif everything > 0:
-            asked.append(everything)
-        asked = [*asked, min(tau, everything)]
+            asked += [_FROM * ratio ** (k / (_GRID - 1)) for k in range(_GRID - 1)]
+        asked = [*asked, everything, min(tau, everything)]
     levels = sorted(set(asked))
     prefixes = [int((margins <= (1 + level) * low * (1 + TIE)).sum()) for level in levels]
     wanted = int((margins <= (1 + tau) * low * (1 + TIE)).sum())
@@ -350,7 +353,6 @@ def _along(
 
 def _best_of_all(cone: Cone, survey: Survey, last: Nearest) -> float:
     """R with multipliers on all examples; those without a row share one, in the paper's ratios."""
-    kept = len(cone.rows.examples.unique())
-    if kept < len(survey.margins):
+    if cone.examples(len(cone.rows)) < len(survey.margins):
         return cone.with_direction(survey.gradient, last.scaled)
     return last.residual

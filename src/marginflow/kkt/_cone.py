@@ -65,6 +65,10 @@ class Cone:
         # cos(W, ∂m_i)
         self.target = problem.order * rows.values.cpu() / (self.norm * self.lengths)
 
+    def examples(self, r: int) -> int:
+        """The number of examples behind the first ``r`` rows."""
+        return len(torch.unique(self.rows.examples[:r]))
+
     def nearest(self, r: int, start: Tensor | None = None, *, exact: bool = False) -> Nearest:
         """The nearest point with multipliers on the first ``r`` rows.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -177,7 +178,7 @@ class Problem:
         """Give the network the flat vector W of weights."""
         sizes = [p.numel() for p in self.parameters]
         with torch.no_grad():
-            for p, part in zip(self.parameters, weights.split(sizes), strict=True):
+            for p, part in zip(self.parameters, torch.split(weights, sizes), strict=True):
                 p.copy_(part.view_as(p))
 
     def survey(self, keep: int, loss: Loss) -> Survey:
@@ -215,7 +216,7 @@ class Problem:
         weights = torch.exp(torch.cat(slopes) - reference)
         return Survey(torch.cat(margins), nearest, gradient, weights)
 
-    def pieces(self, rows: Rows, ceiling: Tensor) -> Rows:
+    def pieces(self, rows: Rows, ceiling: Tensor, *, kinks: bool = True) -> Rows:
         """The pieces of the rows' margins that are at most ``ceiling`` (r,), example by example.
 
         Known are the rival classes at the same δ, the elements of a finite set, and the kinks of
@@ -225,20 +226,24 @@ class Problem:
         found, origins = [], []
         for perturbed in self._perturbations(rows):
             with torch.no_grad():
-                outputs = torch.cat([self.model(z) for z in perturbed.split(self.batch_size)])
+                outputs = torch.cat(
+                    [self.model(z) for z in torch.split(perturbed, self.batch_size)]
+                )
             if outputs.ndim == 1 or outputs.shape[1] == 1:
                 values = (outputs.reshape(-1) * rows.labels).unsqueeze(1)
             else:
                 own = rows.labels.unsqueeze(1)
                 values = (outputs.gather(1, own) - outputs).scatter(1, own, torch.inf)
-            origin, rival = torch.nonzero(values <= ceiling.unsqueeze(1), as_tuple=True)
+            low = (values <= ceiling.unsqueeze(1)) & torch.isfinite(values)
+            origin, rival = torch.nonzero(low, as_tuple=True)
             if values.shape[1] == 1:
                 rival = torch.full_like(rival, -1)
             piece = rows.take(origin)
             at = values[origin, rival.clamp(min=0)]
             found.append(replace(piece, perturbed=perturbed[origin], rivals=rival, values=at))
             origins.append(origin)
-        return self._sides(Rows.joined(found).take(torch.argsort(torch.cat(origins), stable=True)))
+        pieces = Rows.joined(found).take(torch.argsort(torch.cat(origins), stable=True))
+        return self._sides(pieces) if kinks else pieces
 
     def margins(self, rows: Rows) -> Tensor:
         """The rows' pieces as functions of W that autograd differentiates, (r,)."""
@@ -248,7 +253,7 @@ class Problem:
         if rows.sides.shape[1]:
             sides, fixed = self._masks(rows)
             with self.kinks.observed(sides, fixed):
-                outputs = self.model(inputs)
+                outputs: Tensor = self.model(inputs)
         else:
             outputs = self.model(inputs)
         if outputs.ndim == 1 or outputs.shape[1] == 1:
@@ -279,10 +284,8 @@ class Problem:
             gradients = torch.autograd.grad(
                 margins, self.parameters, v, create_graph=True, materialize_grads=True
             )
-            along = sum(
-                (g.reshape(-1) @ d for g, d in zip(gradients, direction.split(sizes), strict=True)),
-                start=v.new_zeros(()),
-            )
+            parts = zip(gradients, torch.split(direction, sizes), strict=True)
+            along = torch.stack([g.reshape(-1) @ d for g, d in parts]).sum()
             slopes.append(torch.autograd.grad(along, v)[0].cpu())
         return torch.cat(slopes)
 
@@ -308,7 +311,9 @@ class Problem:
         # δ will be formed again for some of these examples: its start hangs on the example alone.
         deltas = []
         for i, index in enumerate(examples.tolist()):
-            own = torch.Generator().manual_seed(((self.seed << 32) + index) % 2**63)
+            # PyTorch's generator looks at 32 bits of a seed only: they must hang on both numbers.
+            mixed = np.random.SeedSequence([self.seed, index]).generate_state(1)
+            own = torch.Generator().manual_seed(int(mixed[0]))
             one = slice(i, i + 1)
             deltas.append(
                 self.attack(self.model, x[one], y[one], derivative=derivative, generator=own).delta
