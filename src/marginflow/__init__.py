@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from marginflow.alignment import Alignment, measure_alignment
     from marginflow.datasets import Dataset, load
     from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity, normalized_network
+    from marginflow.kkt import Certificate, NearestKKTPoint, kkt_certificate, nearest_kkt_point
     from marginflow.margins import Margins, adversarial_margins
     from marginflow.monitor import Monitor
     from marginflow.runs import Run, load_run
@@ -30,20 +31,24 @@ __version__ = "0.1.0"
 # Loaded on first use: `import marginflow` and `marginflow --help` do not wait for torch.
 _HOME = {
     "Alignment": "alignment",
+    "Certificate": "kkt",
     "Dataset": "datasets",
     "Flow": "workflow",
     "Homogeneity": "homogeneity",
     "Layer": "homogeneity",
     "Margins": "margins",
     "Monitor": "monitor",
+    "NearestKKTPoint": "kkt",
     "Run": "runs",
     "Verdict": "theorems",
     "adversarial_margins": "margins",
     "gradient_flow": "workflow",
+    "kkt_certificate": "kkt",
     "load": "datasets",
     "load_run": "runs",
     "measure_alignment": "alignment",
     "measure_homogeneity": "homogeneity",
+    "nearest_kkt_point": "kkt",
     "normalized_network": "homogeneity",
     "train": "workflow",
     "verify": "theorems",
@@ -52,12 +57,14 @@ _MODULES = ("attacks", "datasets", "errors", "losses", "models", "references")
 
 __all__ = [
     "Alignment",
+    "Certificate",
     "Dataset",
     "Flow",
     "Homogeneity",
     "Layer",
     "Margins",
     "Monitor",
+    "NearestKKTPoint",
     "Run",
     "Verdict",
     "adversarial_margins",
@@ -65,12 +72,14 @@ __all__ = [
     "datasets",
     "errors",
     "gradient_flow",
+    "kkt_certificate",
     "load",
     "load_run",
     "losses",
     "measure_alignment",
     "measure_homogeneity",
     "models",
+    "nearest_kkt_point",
     "normalized_network",
     "references",
     "train",

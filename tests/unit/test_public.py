@@ -14,12 +14,14 @@ from marginflow import errors
 
 PUBLIC = [
     "Alignment",
+    "Certificate",
     "Dataset",
     "Flow",
     "Homogeneity",
     "Layer",
     "Margins",
     "Monitor",
+    "NearestKKTPoint",
     "Run",
     "Verdict",
     "adversarial_margins",
@@ -27,12 +29,14 @@ PUBLIC = [
     "datasets",
     "errors",
     "gradient_flow",
+    "kkt_certificate",
     "load",
     "load_run",
     "losses",
     "measure_alignment",
     "measure_homogeneity",
     "models",
+    "nearest_kkt_point",
     "normalized_network",
     "references",
     "train",
@@ -47,6 +51,10 @@ PACKAGES = {
     "flow": [
         *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),
         *("Tally", "find_jumps"),
+    ],
+    "kkt": [
+        *("Certificate", "Curve", "NearestKKTPoint", "Residuals", "kkt_certificate"),
+        "nearest_kkt_point",
     ],
     "models": [
         *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "conv_linear", "deep_linear"),

@@ -90,6 +90,11 @@ class Attack(ABC):
         return False
 
     @property
+    def piecewise_constant(self) -> bool:
+        """Whether δ(W) is constant between its jumps, so that ``detached`` and ``total`` mostly agree."""
+        return False
+
+    @property
     def spec(self) -> str:
         """The specification string that builds this attack again."""
         parts = [*self._spec_parts(), f"eps={self.eps!r}"]

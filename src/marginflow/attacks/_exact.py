@@ -106,6 +106,11 @@ class FiniteSet(Attack):
         object.__setattr__(self, "deltas", deltas)
 
     @property
+    def piecewise_constant(self) -> bool:
+        """Another element of the set is worst only after a jump."""
+        return True
+
+    @property
     def spec(self) -> str:
         """A description with a hash of the set, which itself does not fit in a string."""
         content = self.deltas.double().cpu().contiguous().numpy().tobytes()

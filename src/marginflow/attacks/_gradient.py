@@ -18,6 +18,11 @@ from marginflow.norms import as_exponent, dual_vector, flat, norm_name
 class _FastGradient(Attack):
     """One step of length ε: ``δ = −ε d(∇_x m)``, d the dual vector of the norm."""
 
+    @property
+    def piecewise_constant(self) -> bool:
+        """Signs do not change but by jumps."""
+        return math.isinf(self.p)
+
     def _perturb(self, query: Query, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         gradient = query.gradient(query.x)
         return -self.eps * dual_vector(gradient, self.p), is_zero(gradient)
@@ -112,6 +117,11 @@ class PGD(Attack):
     def random(self) -> bool:
         """Whether there is a random start."""
         return self.random_start
+
+    @property
+    def piecewise_constant(self) -> bool:
+        """Signs do not change but by jumps, and the clamps to the ball and the bounds know no weights."""
+        return math.isinf(self.p)
 
     def _spec_parts(self) -> list[str]:
         parts = [f"steps={self.steps}", f"step={self.step_size!r}"]

@@ -1,0 +1,403 @@
+"""The margins m_i(W) of one network as functions of its trainable weights, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import choice, whole
+from marginflow.attacks import Attack, Derivative, FiniteSet
+from marginflow.errors import DataError, InputError, ModelError
+from marginflow.homogeneity import Homogeneity, measure_homogeneity
+from marginflow.kkt._kinks import Kinks
+from marginflow.losses import Loss, margins_of
+
+TIE = 1e-9
+"""Margins within this share of each other count as equal: far above rounding, far below any gap
+that training leaves by chance. So does a pre-activation within this share of its layer's largest
+count as 0."""
+
+# A row has 2^k pieces.
+_MOST_KINKS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Margins taken as smooth functions of W: one row an example, several where it has ties.
+
+    A margin is the smallest of its *pieces*, ``f[y] − f[j]`` at ``x + δ`` for each rival class j
+    and each δ of a finite set; and a ReLU whose input is 0 has a piece on either side. Where pieces tie,
+    Clarke's subdifferential of the margin is the convex hull of their gradients, so each of them
+    is a row of its own.
+
+    Attributes:
+        examples: (r,) the examples' indices in the data.
+        clean: (r, …) x_i.
+        perturbed: (r, …) x_i + δ_i.
+        labels: (r,).
+        rivals: (r,) the class j of the piece, −1 for a network with one output.
+        values: (r,) the pieces at W.
+        sides: (r, k, 2) the units at a kink, and 1 or 0 for the side; −1 where there are fewer than k.
+    """
+
+    examples: Tensor
+    clean: Tensor
+    perturbed: Tensor
+    labels: Tensor
+    rivals: Tensor
+    values: Tensor
+    sides: Tensor
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, index: Tensor | slice) -> Rows:
+        """The rows at ``index``."""
+        return Rows(*(column[index] for column in self._columns()))
+
+    def parts(self, size: int) -> Iterator[tuple[slice, Rows]]:
+        """Consecutive rows, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield part, self.take(part)
+
+    @staticmethod
+    def joined(parts: list[Rows]) -> Rows:
+        """All rows of the parts, in their order."""
+        return Rows(
+            *(torch.cat(columns) for columns in zip(*map(Rows._columns, parts), strict=True))
+        )
+
+    def _columns(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What one pass over the data finds.
+
+    Attributes:
+        margins: m_i, (n,), on the CPU.
+        nearest: one row for each of the smallest margins, in ascending order.
+        gradient: ``g = Σ_i w_i ∂m_i/∂W`` over all examples, flat, with the weights w.
+        weights: ``w_i = |ℓ′(m_i)| / max_j |ℓ′(m_j)|``, (n,), on the CPU.
+    """
+
+    margins: Tensor
+    nearest: Rows
+    gradient: Tensor
+    weights: Tensor
+
+
+class Problem:
+    """``m_i(W)`` and its derivatives by the trainable weights W, on a float64 copy of the network.
+
+    Args:
+        model: the network; a copy of it is put into evaluation mode, it itself stays as it is.
+        x, y: examples and labels.
+        attack: δ, or None.
+        derivative: ``total`` differentiates through δ(W), ``detached`` holds it fixed.
+        homogeneity: the measured layers, if at hand.
+        seed: of a random start.
+        batch_size: examples per pass.
+        curvature: whether second derivatives will be taken: those of an exact inner maximum do run
+            through δ.
+
+    Attributes:
+        parameters: the trainable parameters, in the model's order; vectors of weights are flat
+            and follow it.
+        through: whether derivatives must run through δ. They need not where δ is an exact inner
+            maximum (Danskin) or piecewise constant (signs): there detached and total agree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        attack: Attack | None,
+        *,
+        derivative: Derivative,
+        homogeneity: Homogeneity | None,
+        seed: int,
+        batch_size: int,
+        curvature: bool = False,
+    ) -> None:
+        choice("derivative", derivative, ("detached", "total"))
+        self.batch_size = whole("batch_size", batch_size, least=1)
+        self.seed = whole("seed", seed, least=0)
+        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] == 0:
+            raise DataError("expected examples of shape (n, …) with n ≥ 1")
+        if y.shape != x.shape[:1]:
+            raise DataError(
+                f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
+            )
+        if attack is not None and not attack.scale_invariant:
+            raise InputError(
+                "Theorem 5 is about scale-invariant perturbations, and objective='loss' gives others: "
+                "expected an attack with objective='margin'"
+            )
+        self.model = copy.deepcopy(model).double().eval()
+        self.homogeneity = homogeneity or measure_homogeneity(self.model, x)
+        self.parameters = tuple(p for p in self.model.parameters() if p.requires_grad)
+        self.kinks = Kinks(self.model)
+        self._units = 0
+        self.x, self.y, self.attack = x, y, attack
+        self.through = (
+            derivative == "total"
+            and attack is not None
+            and attack.eps > 0
+            and not attack.piecewise_constant
+            and (curvature or not attack.exact)
+        )
+        norms = self.homogeneity.norms(self.model).tolist()
+        for layer, norm in zip(self.homogeneity.layers, norms, strict=True):
+            if not 0 < norm < float("inf"):
+                raise ModelError(
+                    f"the layer {layer.name!r} has the norm {norm:g}, so no margin is positive; expected "
+                    "a trained network"
+                )
+
+    @property
+    def order(self) -> float:
+        """``K = Σ c_k`` over the trainable layers."""
+        return self.homogeneity.order
+
+    @property
+    def weights(self) -> Tensor:
+        """W, flat."""
+        return flat([p.detach() for p in self.parameters])
+
+    def put(self, weights: Tensor) -> None:
+        """Give the network the flat vector W of weights."""
+        sizes = [p.numel() for p in self.parameters]
+        with torch.no_grad():
+            for p, part in zip(self.parameters, torch.split(weights, sizes), strict=True):
+                p.copy_(part.view_as(p))
+
+    def survey(self, keep: int, loss: Loss) -> Survey:
+        """All margins, the ``keep`` smallest as rows, and the gradient of the loss of the margins."""
+        like, n = self.parameters[0], len(self.y)
+        generator = torch.Generator().manual_seed(self.seed)
+        gradient = torch.zeros_like(self.weights)
+        reference = -torch.inf
+        margins, slopes = [], []
+        nearest: Rows | None = None
+        for start in range(0, n, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            x, y = self.x[part].detach().to(like), self.y[part].to(like.device)
+            examples = torch.arange(start, start + len(y))
+            z = x + self._delta(x, y, examples, generator)
+            outputs = self.model(z)
+            m = margins_of(outputs, y)
+            if not bool(torch.isfinite(m).all()):
+                raise ModelError("the margins are not finite; check the weights and the data")
+            # A running maximum as reference: one pass, and nothing over- or underflows.
+            log_slopes = loss.log_slopes(m.detach())
+            greater = max(reference, float(log_slopes.max()))
+            gradient *= torch.exp(gradient.new_tensor(reference - greater))
+            reference = greater
+            gradient += self._gradient((torch.exp(log_slopes - reference) * m).sum())
+            margins.append(m.detach().cpu())
+            slopes.append(log_slopes.cpu())
+            rivals = _rivals(outputs.detach(), y)
+            sides = torch.empty((len(y), 0, 2), dtype=torch.int64, device=like.device)
+            found = Rows(examples.to(like.device), x, z.detach(), y, rivals, m.detach(), sides)
+            nearest = found if nearest is None else Rows.joined([nearest, found])
+            nearest = nearest.take(torch.argsort(nearest.values, stable=True)[:keep])
+        if nearest is None:
+            raise DataError("expected at least one example, got none")
+        weights = torch.exp(torch.cat(slopes) - reference)
+        return Survey(torch.cat(margins), nearest, gradient, weights)
+
+    def pieces(self, rows: Rows, ceiling: Tensor, *, kinks: bool = True) -> Rows:
+        """The pieces of the rows' margins that are at most ``ceiling`` (r,), example by example.
+
+        Known are the rival classes at the same δ, the elements of a finite set, and the kinks of
+        ``nn.ReLU`` and ``nn.LeakyReLU`` in dense layers where δ is not differentiated. The rival of an
+        attack that chooses δ by it (several classes, exact) is known at that δ only.
+        """
+        found, origins = [], []
+        for perturbed in self._perturbations(rows):
+            with torch.no_grad():
+                outputs = torch.cat(
+                    [self.model(z) for z in torch.split(perturbed, self.batch_size)]
+                )
+            if outputs.ndim == 1 or outputs.shape[1] == 1:
+                values = (outputs.reshape(-1) * rows.labels).unsqueeze(1)
+            else:
+                own = rows.labels.unsqueeze(1)
+                values = (outputs.gather(1, own) - outputs).scatter(1, own, torch.inf)
+            low = (values <= ceiling.unsqueeze(1)) & torch.isfinite(values)
+            origin, rival = torch.nonzero(low, as_tuple=True)
+            if values.shape[1] == 1:
+                rival = torch.full_like(rival, -1)
+            piece = rows.take(origin)
+            at = values[origin, rival.clamp(min=0)]
+            found.append(replace(piece, perturbed=perturbed[origin], rivals=rival, values=at))
+            origins.append(origin)
+        pieces = Rows.joined(found).take(torch.argsort(torch.cat(origins), stable=True))
+        return self._sides(pieces) if kinks else pieces
+
+    def margins(self, rows: Rows) -> Tensor:
+        """The rows' pieces as functions of W that autograd differentiates, (r,)."""
+        inputs = rows.perturbed
+        if self.through:
+            inputs = rows.clean + self._delta(rows.clean, rows.labels, rows.examples, None)
+        if rows.sides.shape[1]:
+            sides, fixed = self._masks(rows)
+            with self.kinks.observed(sides, fixed):
+                outputs: Tensor = self.model(inputs)
+        else:
+            outputs = self.model(inputs)
+        if outputs.ndim == 1 or outputs.shape[1] == 1:
+            return outputs.reshape(-1) * rows.labels
+        both = outputs.gather(1, torch.stack([rows.labels, rows.rivals], dim=1))
+        return both[:, 0] - both[:, 1]
+
+    def combination(self, rows: Rows, multipliers: Tensor) -> Tensor:
+        """``Σ_i λ_i ∂m_i/∂W``, flat, by one backward pass."""
+        total = torch.zeros_like(self.weights)
+        used = torch.nonzero(multipliers).squeeze(1)
+        multipliers = multipliers[used].to(total)
+        for part, some in rows.take(used.to(total.device)).parts(self.batch_size):
+            total += self._gradient((multipliers[part] * self.margins(some)).sum())
+        return total
+
+    def slopes(self, rows: Rows, direction: Tensor) -> Tensor:
+        """``⟨∂m_i/∂W, direction⟩``, (r,), on the CPU.
+
+        As the derivative of ``⟨Σ_i v_i ∂m_i, direction⟩`` by v, which needs nothing of a network
+        but that it can be differentiated twice.
+        """
+        sizes = [p.numel() for p in self.parameters]
+        slopes = []
+        for _, some in rows.parts(self.batch_size):
+            margins = self.margins(some)
+            v = torch.zeros_like(margins, requires_grad=True)
+            gradients = torch.autograd.grad(
+                margins, self.parameters, v, create_graph=True, materialize_grads=True
+            )
+            parts = zip(gradients, torch.split(direction, sizes), strict=True)
+            along = torch.stack([g.reshape(-1) @ d for g, d in parts]).sum()
+            slopes.append(torch.autograd.grad(along, v)[0].cpu())
+        return torch.cat(slopes)
+
+    def gradients(self, rows: Rows) -> Tensor:
+        """``∂m_i/∂W`` of each row, (r, number of weights), one backward pass each."""
+        found = torch.empty((len(rows), len(self.weights)), dtype=torch.float64)
+        found = found.to(self.parameters[0].device)
+        for i in range(len(rows)):
+            found[i] = self._gradient(self.margins(rows.take(slice(i, i + 1))).sum())
+        return found
+
+    def _gradient(self, value: Tensor) -> Tensor:
+        return flat(list(torch.autograd.grad(value, self.parameters, materialize_grads=True)))
+
+    def _delta(
+        self, x: Tensor, y: Tensor, examples: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        if self.attack is None:
+            return torch.zeros_like(x)
+        derivative: Derivative = "total" if self.through else "detached"
+        if not (self.through and self.attack.random):
+            return self.attack(self.model, x, y, derivative=derivative, generator=generator).delta
+        # δ will be formed again for some of these examples: its start hangs on the example alone.
+        deltas = []
+        for i, index in enumerate(examples.tolist()):
+            # PyTorch's generator looks at 32 bits of a seed only: they must hang on both numbers.
+            mixed = np.random.SeedSequence([self.seed, index]).generate_state(1)
+            own = torch.Generator().manual_seed(int(mixed[0]))
+            one = slice(i, i + 1)
+            deltas.append(
+                self.attack(self.model, x[one], y[one], derivative=derivative, generator=own).delta
+            )
+        return torch.cat(deltas)
+
+    def _sides(self, rows: Rows) -> Rows:
+        """The rows with a row for each way to take the sides of the units that are at a kink."""
+        if self.through or not self.kinks.modules:
+            return rows
+        at_kink = []
+        for _, some in rows.parts(self.batch_size):
+            with torch.no_grad(), self.kinks.observed() as met:
+                self.model(some.perturbed)
+            if not met.before:
+                return rows
+            near = [u.abs() <= TIE * u.abs().amax(dim=1, keepdim=True) for u in met.before]
+            at_kink.append(torch.cat(near, dim=1))
+        kinks = torch.cat(at_kink)
+        self._units = kinks.shape[1]
+        if not bool(kinks.any()):
+            return rows
+        # A unit that nothing above listens to (a dead one) has no second piece.
+        weight = self._signals(rows, kinks).masked_fill(~kinks, 0.0)
+        kinks &= weight > TIE * weight.amax(dim=1, keepdim=True)
+        ranked = torch.argsort(weight, dim=1, descending=True)[:, :_MOST_KINKS]
+        units = [
+            row[held].tolist() for row, held in zip(ranked, kinks.gather(1, ranked), strict=True)
+        ]
+        if not any(units):
+            return rows
+        most = max(map(len, units))
+        origins, sides = [], []
+        for i, own in enumerate(units):
+            for taken in product((0, 1), repeat=len(own)):
+                origins.append(i)
+                pairs = [list(pair) for pair in zip(own, taken, strict=True)]
+                sides.append(pairs + [[-1, -1]] * (most - len(own)))
+        pieces = replace(
+            rows.take(torch.tensor(origins, device=rows.labels.device)),
+            sides=torch.tensor(sides, device=rows.labels.device),
+        )
+        with torch.no_grad():
+            values = [self.margins(some) for _, some in pieces.parts(self.batch_size)]
+        return replace(pieces, values=torch.cat(values))
+
+    def _signals(self, rows: Rows, kinks: Tensor) -> Tensor:
+        """``|∂m_i/∂σ|`` of the units, with those at a kink on one side or on the other, the larger."""
+        largest = torch.zeros(kinks.shape, dtype=torch.float64, device=kinks.device)
+        for part, some in rows.parts(self.batch_size):
+            for side in (torch.zeros_like(kinks[part]), torch.ones_like(kinks[part])):
+                with self.kinks.observed(side, kinks[part]) as met:
+                    total = self.margins(some).sum()
+                found = torch.autograd.grad(total, met.after, materialize_grads=True)
+                largest[part] = torch.maximum(largest[part], torch.cat(found, dim=1).abs())
+        return largest
+
+    def _masks(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The sides and the units that they are prescribed for, (r, all units) bool."""
+        shape = (len(rows), self._units)
+        sides = torch.zeros(shape, dtype=torch.bool, device=rows.labels.device)
+        fixed = torch.zeros_like(sides)
+        row, k = torch.nonzero(rows.sides[:, :, 0] >= 0, as_tuple=True)
+        unit, side = rows.sides[row, k].unbind(dim=1)
+        sides[row, unit] = side == 1
+        fixed[row, unit] = True
+        return sides, fixed
+
+    def _perturbations(self, rows: Rows) -> Iterator[Tensor]:
+        if not isinstance(self.attack, FiniteSet):
+            yield rows.perturbed
+            return
+        for delta in self.attack.deltas:
+            alone = FiniteSet(delta.unsqueeze(0), p=self.attack.p, bounds=self.attack.bounds)
+            yield rows.clean + alone(self.model, rows.clean, rows.labels).delta
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """The tensors as one vector."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _rivals(outputs: Tensor, y: Tensor) -> Tensor:
+    """The greatest other class of each example, −1 where there is one output."""
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return torch.full_like(y, -1, dtype=torch.int64)
+    return outputs.scatter(1, y.unsqueeze(1), -torch.inf).argmax(dim=1)
