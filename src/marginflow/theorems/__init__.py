@@ -14,8 +14,10 @@ from marginflow.runs import Run, load_run
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Hypothesis, Outcome, Verdict
 from marginflow.theorems.appendix_b5 import appendix_b5
+from marginflow.theorems.eq_20 import eq_20
 from marginflow.theorems.eq_36 import eq_36
 from marginflow.theorems.eq_68 import eq_68
+from marginflow.theorems.eq_129 import eq_129
 from marginflow.theorems.lemma_1 import lemma_1
 from marginflow.theorems.lemma_2 import lemma_2
 from marginflow.theorems.lemma_3 import lemma_3
@@ -27,10 +29,13 @@ from marginflow.theorems.lemma_8 import lemma_8
 from marginflow.theorems.lemma_9 import lemma_9
 from marginflow.theorems.lemma_10 import lemma_10
 from marginflow.theorems.lemma_11 import lemma_11
+from marginflow.theorems.lemma_12 import lemma_12
 from marginflow.theorems.lemma_13 import lemma_13
 from marginflow.theorems.theorem_2 import theorem_2
 from marginflow.theorems.theorem_3 import theorem_3
 from marginflow.theorems.theorem_4 import theorem_4
+from marginflow.theorems.theorem_5 import theorem_5
+from marginflow.theorems.theorem_6 import theorem_6
 
 __all__ = ["Evidence", "Hypothesis", "Outcome", "Verdict", "verify"]
 
@@ -51,6 +56,11 @@ _STATEMENTS: tuple[Callable[[Evidence], Verdict | tuple[Verdict, ...]], ...] = (
     lemma_11,
     theorem_3,
     theorem_4,
+    theorem_5,
+    eq_20,
+    eq_129,
+    lemma_12,
+    theorem_6,
     lemma_13,
     appendix_b5,
 )

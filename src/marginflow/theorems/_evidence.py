@@ -25,6 +25,7 @@ from marginflow.models import build as build_model
 from marginflow.models import linear_layers, load_weights
 from marginflow.references import Kappa, MaxMargin, kappa, max_margin
 from marginflow.runs import Run
+from marginflow.theorems._certificates import Certificates, certify
 from marginflow.theorems._regularity import Jumps, Kinks, find_jumps, find_kinks
 from marginflow.theorems._site import Site
 from marginflow.theorems._verdict import Hypothesis
@@ -297,6 +298,14 @@ class Evidence:
         """The same from L < 1/n on, where no input is dead any more; None for fewer than two points."""
         settled = tuple(site for site in self.sites if site.smoothed > 0)
         return find_jumps(settled) if len(settled) > 1 else None
+
+    @cached_property
+    def certificates(self) -> Certificates:
+        """Distances to a KKT point at kept points with L < 1/n; of discrete steps at the last only."""
+        attack = self.attack
+        usable = self.data.binary and (attack is None or attack.scale_invariant)
+        sites = self.sites if self.is_flow else self.sites[-1:]
+        return certify(sites if usable else (), self.config["derivative"])
 
     @cached_property
     def exact_maximum(self) -> bool:

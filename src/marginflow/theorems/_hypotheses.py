@@ -124,6 +124,21 @@ def separated(evidence: Evidence) -> Hypothesis:
     return Hypothesis("L(t_0) < 1/n at some t_0 (Assumption 4 as printed is too weak)", met)
 
 
+def along_the_flow(evidence: Evidence) -> tuple[Hypothesis, ...]:
+    """What Lemma 12 and Theorems 5 and 6 ask of a run: Assumptions 2 and 4 and the exact flow."""
+    return (
+        gradient_flow(evidence, needed=True),
+        homogeneous(evidence),
+        two_classes(evidence),
+        exponential(evidence),
+        scale_invariant(evidence),
+        true_derivative(evidence),
+        assumption_2(evidence, settled=True),
+        measured_alike(evidence),
+        separated(evidence),
+    )
+
+
 def path_of(evidence: Evidence) -> Path | None:
     """The measurements, or None where there are none."""
     records = evidence.run.metrics

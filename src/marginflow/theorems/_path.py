@@ -141,3 +141,18 @@ class Path:
             f"{grown}, falling between {count} of {len(values) - 1} neighbouring records, "
             f"by {largest:.2g} at most"
         )
+
+
+def last_third(height: Array) -> NDArray[np.bool_] | None:
+    """The last third of ln ln(1/L) above ln(1/L) = 10, or None if it spans less than a decade."""
+    if not len(height) or not height[-1] >= _LOGARITHMIC * _DECADE:
+        return None
+    log_height = np.log(np.maximum(height, 1.0))
+    start = log_height[-1] - (log_height[-1] - math.log(_LOGARITHMIC)) / 3
+    part = np.asarray((height >= _LOGARITHMIC) & (log_height >= start))
+    return part if part.sum() >= 4 else None
+
+
+def exponent_of(values: Array, height: Array) -> float:
+    """The exponent of positive ``values`` in ``height``, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(height), np.log(values), 1)[0])
