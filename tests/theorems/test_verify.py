@@ -20,7 +20,9 @@ STATEMENTS = [
     "Theorem 2 (direction)", "Theorem 2 (rank one)", "Theorem 2 (alignment)",
     "Lemma 3", "Lemma 4", "Lemma 9", "Lemma 10", "Lemma 11",
     "Theorem 3 (growth)", "Theorem 3 (rate)", "Corollary 1",
-    "Theorem 4 (identity)", "Theorem 4 (monotone)", "Theorem 4 (γ̂_m)", "Lemma 13", "Appendix B.5",
+    "Theorem 4 (identity)", "Theorem 4 (monotone)", "Theorem 4 (γ̂_m)",
+    "Theorem 5 (ξ)", "Theorem 5 (χ)", "Theorem 5 (direction)", "Eq. 20", "Eq. 129",
+    "Lemma 12", "Lemma 12 (rate)", "Theorem 6", "Lemma 13", "Appendix B.5",
 ]  # fmt: skip
 
 
