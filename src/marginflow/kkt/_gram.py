@@ -62,18 +62,20 @@ class Engine(ABC):
 
         Args:
             rows: the margins.
-            memory: bytes that two blocks of features may take.
+            memory: bytes that features may take.
         """
         r = len(rows)
         gram = torch.empty((r, r), dtype=torch.float64)
-        parts = list(rows.parts(max(1, memory // (2 * self.bytes_per_row))))
-        for i, (here, some) in enumerate(parts):
+        # Most of the memory for the block that stays: the others are formed anew for each such block.
+        held, passing = (max(1, memory * share // (8 * self.bytes_per_row)) for share in (7, 1))
+        for here, some in rows.parts(held):
             left = self.features(some)
             gram[here, here] = self.inner(left, left).cpu()
-            for there, others in parts[:i]:
+            for there, others in rows.take(slice(0, here.start)).parts(passing):
+                part = slice(there.start, min(there.stop, here.start))
                 block = self.inner(left, self.features(others)).cpu()
-                gram[here, there] = block
-                gram[there, here] = block.T
+                gram[here, part] = block
+                gram[part, here] = block.T
         return gram
 
 

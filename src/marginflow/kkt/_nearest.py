@@ -63,7 +63,8 @@ def nearest_kkt_point(
     ``W = Σ λ_i ∂m_i, m_i = 1`` for the margins that came out active. Every rival class and every element
     of a finite set is a constraint of its own. On networks of dense ``nn.ReLU`` layers each unit is held
     on its side of the kink, which makes the problem smooth; where the multipliers say that crossing
-    a kink lowers ‖W‖, the unit crosses, until none wants to. The model itself stays as it is.
+    a kink lowers ‖W‖, the unit crosses, until none wants to. A smooth network of 1000 weights takes
+    seconds, a ReLU network of 400 minutes. The model itself stays as it is.
 
     Args:
         model: a multi-homogeneous network of at most 2000 trainable weights.
