@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from marginflow.margins import Margins, adversarial_margins
     from marginflow.monitor import Monitor
     from marginflow.runs import Run, load_run
-    from marginflow.theorems import Verdict, verify
+    from marginflow.theorems import Audit, Verdict, audit, verify
     from marginflow.workflow import Flow, gradient_flow, train
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 # Loaded on first use: `import marginflow` and `marginflow --help` do not wait for torch.
 _HOME = {
     "Alignment": "alignment",
+    "Audit": "theorems",
     "Certificate": "kkt",
     "Dataset": "datasets",
     "Flow": "workflow",
@@ -42,6 +43,7 @@ _HOME = {
     "Run": "runs",
     "Verdict": "theorems",
     "adversarial_margins": "margins",
+    "audit": "theorems",
     "gradient_flow": "workflow",
     "kkt_certificate": "kkt",
     "load": "datasets",
@@ -57,6 +59,7 @@ _MODULES = ("attacks", "datasets", "errors", "losses", "models", "references")
 
 __all__ = [
     "Alignment",
+    "Audit",
     "Certificate",
     "Dataset",
     "Flow",
@@ -69,6 +72,7 @@ __all__ = [
     "Verdict",
     "adversarial_margins",
     "attacks",
+    "audit",
     "datasets",
     "errors",
     "gradient_flow",

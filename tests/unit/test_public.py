@@ -14,6 +14,7 @@ from marginflow import errors
 
 PUBLIC = [
     "Alignment",
+    "Audit",
     "Certificate",
     "Dataset",
     "Flow",
@@ -26,6 +27,7 @@ PUBLIC = [
     "Verdict",
     "adversarial_margins",
     "attacks",
+    "audit",
     "datasets",
     "errors",
     "gradient_flow",

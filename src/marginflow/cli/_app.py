@@ -291,7 +291,8 @@ def verify(
 ) -> None:
     """Judge the paper's statements on a run: holds, fails, does not apply, not reached.
 
-    Writes verdicts.json into the run. Exit code 1 if a statement fails.
+    Prints first which hypotheses the run meets, each measured. Writes verdicts.json and audit.json
+    into the run. Exit code 1 if a statement fails.
     """
     from marginflow.cli._verify import run_verification
 

@@ -8,19 +8,23 @@ from pathlib import Path
 
 
 def run_verification(path: Path, *, data_dir: Path | None, as_json: bool) -> int:
-    """Print the table of verdicts, write ``verdicts.json``; 1 if a statement fails, else 0."""
+    """Print the audit and the table of verdicts, write both as JSON; 1 if a statement fails, else 0."""
     from marginflow.runs import load_run, write_atomically
-    from marginflow.theorems import verify
+    from marginflow.theorems import audit
 
     run = load_run(path)
-    verdicts = verify(run, data_dir=data_dir)
+    found = audit(run, data_dir=data_dir)
+    verdicts = found.verdicts
     content = json.dumps([v.as_dict() for v in verdicts], indent=2, ensure_ascii=False)
     write_atomically(path / "verdicts.json", content + "\n")
+    hypotheses = json.dumps(found.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path / "audit.json", hypotheses + "\n")
     failed = [v.statement for v in verdicts if v.outcome == "fails"]
     if as_json:
         print(content)
         return 1 if failed else 0
 
+    print(found, end="\n\n")
     from rich.console import Console
     from rich.table import Table
 
@@ -53,5 +57,5 @@ def run_verification(path: Path, *, data_dir: Path | None, as_json: bool) -> int
     print(", ".join(f"{n} {o}" for o, n in counts.items() if n))
     if failed:
         print(f"failed: {', '.join(failed)}")
-    print(f"written to {path / 'verdicts.json'}")
+    print(f"written to {path / 'verdicts.json'}, and the hypotheses to audit.json")
     return 1 if failed else 0

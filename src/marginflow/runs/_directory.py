@@ -38,6 +38,7 @@ _OWN = (
     "figures",
     "report.html",
     "verdicts.json",
+    "audit.json",
 )
 
 _log = logging.getLogger("marginflow")

@@ -8,6 +8,7 @@ import numpy as np
 
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._path import Path
+from marginflow.theorems._site import Site
 from marginflow.theorems._verdict import Hypothesis
 
 _AGREE = 1e-10
@@ -72,15 +73,18 @@ def true_derivative(evidence: Evidence) -> Hypothesis:
 
 def derivative_gap(evidence: Evidence) -> float:
     """Largest ``‖G_detached − G_total‖/‖G_total‖`` over the kept points."""
-    largest = 0.0
-    for site in evidence.sites:
-        one, two = site.slope("detached").gradients, site.slope("total").gradients
-        pairs = [(a, b) for u, v in zip(one, two, strict=True) for a, b in zip(u, v, strict=True)]
-        apart = sum(float((a - b).square().sum()) for a, b in pairs)
-        size = sum(float(b.square().sum()) for _, b in pairs)
-        if apart > 0:
-            largest = max(largest, math.sqrt(apart / size) if size > 0 else math.inf)
-    return largest
+    return max((gradients_apart(site) for site in evidence.sites), default=0.0)
+
+
+def gradients_apart(site: Site) -> float:
+    """``‖G_detached − G_total‖/‖G_total‖`` at one point."""
+    one, two = site.slope("detached").gradients, site.slope("total").gradients
+    pairs = [(a, b) for u, v in zip(one, two, strict=True) for a, b in zip(u, v, strict=True)]
+    apart = sum(float((a - b).square().sum()) for a, b in pairs)
+    size = sum(float(b.square().sum()) for _, b in pairs)
+    if apart > 0:
+        return math.sqrt(apart / size) if size > 0 else math.inf
+    return 0.0
 
 
 def assumption_2(evidence: Evidence, *, settled: bool = False) -> Hypothesis:

@@ -17,7 +17,7 @@ from marginflow.theorems._site import Site
 
 _PAIRS = 32
 _HALVINGS = 44
-_JUMP = 1e-6
+JUMP = 1e-6
 """Above this, relative, what is left after 44 halvings is a jump: a slope would be above 10⁷."""
 _STEPS = (1e-6, 1e-8)
 _GRID = 16
@@ -76,7 +76,7 @@ def find_kinks(model: nn.Module, x: Tensor) -> Kinks | None:
         return None
     larger = torch.maximum(at_low.norm(dim=1), at_high.norm(dim=1))
     jumps = (at_high - at_low).norm(dim=1) / larger.clamp(min=1e-9 * float(size))
-    found = jumps > _JUMP
+    found = jumps > JUMP
     if not bool(found.any()):
         return None
     return Kinks(low[found], high[found], jumps[found], len(low))
@@ -100,7 +100,7 @@ class Jumps:
     @property
     def found(self) -> bool:
         """Whether δ jumps."""
-        return self.delta > _JUMP
+        return self.delta > JUMP
 
     def __str__(self) -> str:
         shares = ", ".join(f"{share:.2g} at h = {h:g}" for h, share in self.shares.items())
@@ -220,7 +220,7 @@ class _Segment:
         at_low, at_high = self.at(low, which), self.at(high, which)
         left = moves(at_low, at_high)
         for _ in range(_HALVINGS):
-            if max(left) < 1e-3 * _JUMP:
+            if max(left) < 1e-3 * JUMP:
                 break
             middle = low + (high - low) / 2
             between = self.at(middle, which)

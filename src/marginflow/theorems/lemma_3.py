@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,9 +50,19 @@ def lemma_3(evidence: Evidence) -> Verdict:
         return unmet or claim.judge(None, "no perturbation")
     if unmet:
         return claim.set_aside(_signs(evidence, attack)) or unmet
+    changed, total, largest = changes(evidence.sites, attack)
+    text = f"{changed} of {total} numbers; {largest:.1e} ({evidence.where})"
+    return claim.judge(changed == 0 and largest <= _TOLERANCE, text)
+
+
+def changes(sites: Sequence[Site], attack: Attack) -> tuple[int, int, float]:
+    """How many numbers of δ change, of how many, when layers are multiplied by powers of two.
+
+    Third, the largest ``|Δδ|/ε`` under other factors in [e⁻², e²].
+    """
     generator = torch.Generator().manual_seed(0)
     changed, total, largest = 0, 0, 0.0
-    for site in evidence.sites:
+    for site in sites:
         delta = _delta(attack, site, None)
         for _ in range(_DRAWS):
             powers = torch.randint(-8, 9, (len(site.layers),), generator=generator)
@@ -60,8 +72,7 @@ def lemma_3(evidence: Evidence) -> Verdict:
             logs = 4 * torch.rand(len(site.layers), generator=generator, dtype=torch.float64) - 2
             found = _delta(attack, site, logs.exp().tolist())
             largest = max(largest, float((found - delta).abs().max()) / attack.eps)
-    text = f"{changed} of {total} numbers; {largest:.1e} ({evidence.where})"
-    return claim.judge(changed == 0 and largest <= _TOLERANCE, text)
+    return changed, total, largest
 
 
 def _delta(attack: Attack, site: Site, factors: list[float] | None) -> Tensor:
