@@ -80,7 +80,7 @@ def test_detached_fgm_has_another_gradient() -> None:
 
 def test_relu_with_a_finite_set_is_monotone() -> None:
     attack = finite_set(10)
-    flow = mf.gradient_flow("mlp:16", DATA, attack=attack, log_time=12.0, seed=0)
+    flow = mf.gradient_flow("mlp:16", DATA, attack=attack, log_time=8.0, seed=0)
     assert flow.sliding
     verdicts = judged(flow, attack=attack)
     assert verdicts["Theorem 4 (monotone)"].outcome == "holds", verdicts["Theorem 4 (monotone)"]

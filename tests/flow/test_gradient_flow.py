@@ -24,7 +24,7 @@ EASY: dict[str, Any] = {"attack": "exact-linear:p=2,eps=0.05", "seed": 1}
 
 
 def test_goals() -> None:
-    by_time = mf.gradient_flow("deep-linear:4", SMALL, log_time=20.0, **EASY)
+    by_time = mf.gradient_flow("deep-linear:4", SMALL, log_time=8.0, **EASY)
     by_norm = mf.gradient_flow("deep-linear:4", SMALL, log_norm=by_time.log_norm, **EASY)
     by_loss = mf.gradient_flow(
         "deep-linear:4", SMALL, loss_below=math.exp(by_time.log_loss), **EASY
@@ -37,12 +37,12 @@ def test_goals() -> None:
     for flow in (by_time, by_norm, by_loss):
         assert flow.reached
         assert flow.advice == ""
-        assert flow.log_time == pytest.approx(20.0, rel=1e-6)
+        assert flow.log_time == pytest.approx(8.0, rel=1e-6)
         assert flow.final["log_time"] == flow.log_time
         assert flow.final["log_norm"] == flow.log_norm
         assert flow.final["log_loss"] == pytest.approx(flow.log_loss, rel=1e-14)
         assert flow.final["log_tl"] == pytest.approx(flow.log_time + flow.log_loss, abs=1e-12)
-    assert by_time.log_time >= 20.0
+    assert by_time.log_time >= 8.0
 
 
 def test_the_first_goal_counts_and_a_goal_behind_ends_at_once() -> None:
@@ -109,18 +109,18 @@ def test_too_much_work() -> None:
 
 def test_kinks_are_descended_along_the_shortest_combination() -> None:
     """ReLU with an exact adversary: ℓ/ρ never falls, the flow slides, and says so."""
-    flow = mf.gradient_flow("mlp:8", SMALL, attack=finite_set(3), log_time=15.0, seed=0)
+    flow = mf.gradient_flow("mlp:8", SMALL, attack=finite_set(3), log_time=8.0, seed=0)
     assert flow.reason == "log_time"
     assert "gradient jumps" in flow.notes[0]
     assert "steps from the start" in flow.notes[0]
-    assert flow.separated_steps > 50
+    assert flow.separated_steps > 20
     assert flow.falls == 0
     assert flow.final["falls_by_total"] == 0
 
 
 def test_where_the_loss_jumps_falls_are_counted() -> None:
     """ReLU + FGSM: Assumption 2 fails, and ℓ/ρ falls on a good share of the steps."""
-    flow = mf.gradient_flow("mlp:16", DATA, attack="fgsm:eps=0.05", log_time=40.0, seed=0)
+    flow = mf.gradient_flow("mlp:16", DATA, attack="fgsm:eps=0.05", log_time=20.0, seed=0)
     assert flow.reason == "log_time"
     assert "ln L itself jumps" in flow.notes[0]
     assert flow.sliding
@@ -307,8 +307,8 @@ def test_several_classes() -> None:
         [c + 0.2 * torch.randn(5, 3, generator=generator, dtype=torch.float64) for c in centers]
     )
     data = mf.Dataset(x, torch.arange(3).repeat_interleave(5))
-    flow = mf.gradient_flow("deep-linear:5", data, attack="fgm:eps=0.1", log_time=60.0)
+    flow = mf.gradient_flow("deep-linear:5", data, attack="fgm:eps=0.1", log_time=20.0)
     assert flow.run.config["loss"] == "cross-entropy"
     assert flow.reason == "log_time"
     assert flow.final["adversarial_accuracy"] == 1
-    assert flow.final["margin"] / flow.log_time == pytest.approx(1, abs=0.15)
+    assert flow.final["margin"] / flow.log_time == pytest.approx(1, abs=0.25)

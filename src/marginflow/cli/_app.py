@@ -286,6 +286,10 @@ def compare(
 @app.command(epilog="Example: marginflow verify runs/linear")
 def verify(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
+    attack: Annotated[
+        str | None,
+        typer.Option(help="The run's own attack, if it is a finite set: finite-set:FILE.npy."),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -296,7 +300,7 @@ def verify(
     """
     from marginflow.cli._verify import run_verification
 
-    raise typer.Exit(run_verification(run, data_dir=data_dir, as_json=json))
+    raise typer.Exit(run_verification(run, attack=attack, data_dir=data_dir, as_json=json))
 
 
 @app.command(epilog="Example: marginflow reproduce fig6 fig7 --out runs/figures")

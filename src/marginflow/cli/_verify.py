@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 
-def run_verification(path: Path, *, data_dir: Path | None, as_json: bool) -> int:
+def run_verification(
+    path: Path, *, attack: str | None, data_dir: Path | None, as_json: bool
+) -> int:
     """Print the audit and the table of verdicts, write both as JSON; 1 if a statement fails, else 0."""
+    from marginflow.attacks import build
     from marginflow.runs import load_run, write_atomically
     from marginflow.theorems import audit
 
     run = load_run(path)
-    found = audit(run, data_dir=data_dir)
+    found = audit(run, attack=build(attack), data_dir=data_dir)
     verdicts = found.verdicts
     content = json.dumps([v.as_dict() for v in verdicts], indent=2, ensure_ascii=False)
     write_atomically(path / "verdicts.json", content + "\n")

@@ -60,7 +60,8 @@ def lemma_11(evidence: Evidence) -> Verdict:
 
 def conserved_to(evidence: Evidence) -> float:
     """To what the integrator conserves quadratic invariants: explicit pairs to their tolerance only."""
-    explicit = any(record.get("method") == "runge-kutta" for record in evidence.run.metrics)
+    kept = ("stiff", "steps")
+    explicit = any(record.get("method") not in kept for record in evidence.run.metrics)
     return max(_FLOW, 100 * evidence.rtol) if explicit else _FLOW
 
 
