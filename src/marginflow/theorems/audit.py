@@ -26,7 +26,7 @@ from marginflow.theorems._verdict import Verdict
 from marginflow.theorems._verify import HasRun, as_run, judge
 from marginflow.theorems.lemma_3 import changes
 
-_LINES, _COLUMNS = 24, 80
+_LINES, _COLUMNS = 28, 80
 _EXAMPLES = 500
 _STARTS = 3
 _STRONGER = 10
@@ -93,7 +93,7 @@ class Answer:
 class Audit:
     """Which hypotheses of the paper a run meets, and which statements therefore apply.
 
-    ``str()`` is one screen: at most 24 lines of 80 columns.
+    ``str()`` is one screen: at most 28 lines of 80 columns.
 
     Attributes:
         run: name of the run.
