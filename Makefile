@@ -15,8 +15,9 @@ export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 demo: $(VENV)/.installed
 	$(BIN)/marginflow demo --out runs/demo --force
 
+# Files, not single tests, go to the two processes: expensive fixtures belong to a file.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check src tests benchmarks

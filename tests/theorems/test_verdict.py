@@ -25,7 +25,15 @@ def claim(*hypotheses: Hypothesis) -> Claim:
 
 def test_public_names() -> None:
     assert theorems.__all__ == sorted(theorems.__all__)
-    assert theorems.__all__ == ["Evidence", "Hypothesis", "Outcome", "Verdict", "verify"]
+    assert theorems.__all__ == [
+        "Audit",
+        "Evidence",
+        "Hypothesis",
+        "Outcome",
+        "Verdict",
+        "audit",
+        "verify",
+    ]
     assert get_args(Outcome) == ("holds", "fails", "does not apply", "not reached")
 
 
