@@ -120,7 +120,7 @@ def certificate_section(runs: Sequence[Run]) -> CertificateSection | None:
             _table(found),
             [_support(one, _PAIRS if alone else _PAIRS_OF_SEVERAL) for one in found],
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         names = ", ".join(repr(one.name) for one in found)
         raise RunError(
             f"a certificate.json of {names} is damaged: {error!r}; make it again with marginflow certify"
@@ -333,17 +333,9 @@ def _picture(x: Tensor, sides: tuple[int, int], low: float, high: float) -> str:
 
     # Without the name of the program that wrote it: its version is no part of the picture.
     metadata: dict[str, Any] = {"Software": None}
+    levels = ((x.reshape(*sides, 1) - low) * (255 / (high - low))).round().clamp(0, 255).byte()
     buffer = io.BytesIO()
-    image = x.reshape(sides).numpy()
-    imsave(
-        buffer,
-        image,
-        format="png",
-        cmap="gray",
-        vmin=low,
-        vmax=high,
-        metadata=metadata,
-    )
+    imsave(buffer, levels.expand(*sides, 3).numpy(), format="png", metadata=metadata)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
