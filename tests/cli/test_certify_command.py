@@ -47,7 +47,7 @@ def test_it_prints_the_certificate_and_keeps_it(
         if key != "support":
             assert content[key] == value, key
     # The rows of the curve are points of it, the ends and τ = 2 among them.
-    table = [line.split() for line in out.split("explained\n")[-1].split("\n\n")[0].splitlines()]
+    table = [line.split() for line in out.split("r(τ)\n")[-1].split("\n\n")[0].splitlines()]
     taus = [f"{tau:.4g}" for tau in cert.curve.taus.tolist()]
     assert {row[0] for row in table} <= set(taus)
     assert {"2", taus[-1]} <= {row[0] for row in table}

@@ -48,10 +48,10 @@ def run_certification(
 
     print(found.certificate, end="\n\n")
     rows = [
-        [f"{tau:.4g}", f"{support}", f"{residual:.6f}", f"{1 - residual**2:.1%}"]
+        [f"{tau:.4g}", f"{support}", f"{residual:.6f}" if residual > 1e-3 else f"{residual:.2e}"]
         for tau, support, residual in _thinned(found.certificate)
     ]
-    print_table(["τ", "examples", "r(τ)", "of ‖W‖² explained"], rows)
+    print_table(["τ", "examples", "r(τ)"], rows)
     if found.nearest is not None:
         print(f"\n{found.nearest}")
     shown = len(found.shown)

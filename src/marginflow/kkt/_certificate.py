@@ -204,7 +204,7 @@ class Certificate:
             "verdict": self.verdict,
             "examples": f"{n} of {len(self.margins)}, {left_out}" if left_out else f"{n}",
             "best multipliers": f"r = {_number(self.residual)} on {s} of {n} examples "
-            f"({within}{cut}), {used} of them positive; {self.explained:.1%} of ‖W‖² explained",
+            f"({within}{cut}), {used} of them positive; {_percent(self.explained)} of ‖W‖² explained",
             "all examples": f"paper {_number(self.residuals.paper)} ≥ tangential "
             f"{_number(self.residuals.tangential)} ≥ best {_number(self.residuals.best)}",
             "paper's (130)": f"χ = {self.stationarity:.3g}, ξ = {self.complementarity:.3g} "
@@ -374,7 +374,13 @@ def kkt_certificate(
 def labelled(title: str, text: str) -> str:
     """``text`` beside its title, in lines of at most 80 columns."""
     lead = f"  {title:<19}"
-    return textwrap.fill(text, _COLUMNS, initial_indent=lead, subsequent_indent=" " * len(lead))
+    return textwrap.fill(
+        text,
+        _COLUMNS,
+        initial_indent=lead,
+        subsequent_indent=" " * len(lead),
+        break_on_hyphens=False,
+    )
 
 
 def _finite(value: float) -> float | None:
@@ -384,6 +390,11 @@ def _finite(value: float) -> float | None:
 def _number(residual: float) -> str:
     """Enough digits near 1, where residuals crowd, and near 0."""
     return f"{residual:.6f}" if residual > 1e-3 else f"{residual:.2e}"
+
+
+def _percent(share: float) -> str:
+    """Three digits, and six near 100%, where it matters how near."""
+    return f"{100 * share:.3g}%" if share < 0.995 else f"{100 * share:.6g}%"
 
 
 def _tau(name: str, value: float) -> float:

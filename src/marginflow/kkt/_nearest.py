@@ -71,6 +71,7 @@ class NearestKKTPoint:
     def __str__(self) -> str:
         found = "found" if self.converged else "not reached"
         left = f"{self.gain:.2%}" if self.gain < 1 else f"a factor of {1 + self.gain:.3g}"
+        left = left if self.converged else f"at least {left}"
         parts = {
             "residual": f"r = {self.residual:.1e}, support {len(self.certificate.support)} examples",
             "margin": f"γ̂_m = {self.margin:.6g}, {self.margin_before:.6g} before: {left} left to gain",

@@ -296,6 +296,7 @@ def _support(one: _Certified, most: int) -> Support:
         for (multiplier, i, margin, label), (clean, perturbed) in zip(shown, pictures, strict=True)
     ]
     which = f"all {total}" if len(pairs) == len(positive) else f"{len(pairs)} of {total}"
+    which = "one" if len(positive) == 1 else which
     return Support(
         one.name,
         pairs,
