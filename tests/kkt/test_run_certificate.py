@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import marginflow as mf
 from marginflow.errors import InputError, ModelError, RunError, StorageError
 from marginflow.kkt import _run as module
 from marginflow.kkt import certify_run, read_certificate
+from marginflow.runs import RunDirectory
 
 DATA = "separable:n=12,d=64,margin=0.4,seed=1"
 
@@ -180,6 +182,21 @@ def test_a_new_run_in_its_place_has_no_certificate(tmp_path: Path) -> None:
     mf.train("mlp:6", DATA, force=True, **options)
     assert read_certificate(tmp_path / "run") is None
     assert not (tmp_path / "run" / "certificate").exists()
+
+
+def test_what_a_killed_writer_left_goes_when_the_run_is_continued(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    certify_run(run).save(run)
+    before = everything(run)
+    leftovers = [run / ".certificate.json.abc", run / "certificate" / ".support-1.safetensors.abc"]
+    for path in leftovers:
+        path.write_bytes(b"a part")
+    RunDirectory.reopen(run).close()
+    assert not any(path.exists() for path in leftovers)
+    assert everything(run) == before
 
 
 def test_the_nearest_point_of_a_run() -> None:
