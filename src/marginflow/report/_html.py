@@ -10,10 +10,12 @@ from pathlib import Path
 import marginflow
 from marginflow.errors import InputError
 from marginflow.experiments import FigureData
+from marginflow.report._certificate import certificate_section
 from marginflow.report._clock import is_flow
 from marginflow.report._command import reproduction
 from marginflow.report._curves import captioned_panels
 from marginflow.report._draw import draw
+from marginflow.report._panels import Captioned
 from marginflow.report._save import make_folder, rendered
 from marginflow.report._settings import settings_table, versions_table
 from marginflow.report._statement import (
@@ -39,9 +41,10 @@ def write_report(
     """Write the page of one run, or of several beside each other.
 
     Contents: the question and the answer in one sentence, the final numbers, the figures of
-    :func:`comparison`, the way there, the layers, the settings, the command lines that train
-    the runs again, and the versions. Everything lies in the one file, in light and dark colours and
-    for paper; strings from the runs are escaped. The same runs give the same bytes.
+    :func:`comparison`, the way there, the layers, the certificates that lie in the run directories,
+    the settings, the command lines that train the runs again, and the versions. Everything lies in
+    the one file, in light and dark colours and for paper; strings from the runs are escaped. The
+    same runs give the same bytes.
 
     Args:
         runs: measured runs, in the order of their colours.
@@ -53,7 +56,7 @@ def write_report(
 
     Raises:
         InputError: no runs, or a path that does not end in ``.html``.
-        RunError: a run without measurements.
+        RunError: a run without measurements, a damaged certificate.
         StorageError: the file system refuses; an old page is then untouched.
     """
     path = Path(path)
@@ -70,6 +73,7 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
 
     check_runs(runs)
     names = run_names(runs)
+    certificate = certificate_section(runs)
     environment = Environment(
         loader=PackageLoader("marginflow.report"),
         autoescape=True,
@@ -90,6 +94,8 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
         remarks=remarks(runs),
         flows=any(map(is_flow, runs)),
         layers=layer_tables(runs),
+        certificate=certificate,
+        residuals=certificate and _figure(certificate.curves, "r"),
         settings=settings_table(runs),
         commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
         versions=versions_table(runs),
@@ -110,17 +116,16 @@ def _course_title(runs: Sequence[Run]) -> str:
 
 def _figures(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Every panel as a drawing of its own: a phone shows them below each other."""
-    figures: list[dict[str, str]] = []
-    for k, part in enumerate(captioned_panels(runs), start=1):
-        # The page has the title and the caption as text, where they can be read and searched.
-        alone = dataclasses.replace(part.panel, title="")
-        drawn = draw(FigureData(f"figure-{k}", "", "", (alone,)), width_inches=_PANEL_INCHES)
-        svg = inline_svg(rendered(drawn, "svg"), f"f{k}", describe(part.panel))
-        figures.append(
-            {
-                "title": part.panel.title,
-                "caption": f"{part.caption} {setting(runs)}.",
-                "svg": svg,
-            }
-        )
-    return figures
+    return [
+        _figure(dataclasses.replace(part, caption=f"{part.caption} {setting(runs)}."), f"f{k}")
+        for k, part in enumerate(captioned_panels(runs), start=1)
+    ]
+
+
+def _figure(part: Captioned, prefix: str) -> dict[str, str]:
+    """A panel as a drawing; ``prefix`` begins the names inside it, which the page shares."""
+    # The page has the title and the caption as text, where they can be read and searched.
+    alone = dataclasses.replace(part.panel, title="")
+    drawn = draw(FigureData("figure", "", "", (alone,)), width_inches=_PANEL_INCHES)
+    svg = inline_svg(rendered(drawn, "svg"), prefix, describe(part.panel))
+    return {"title": part.panel.title, "caption": part.caption, "svg": svg}
