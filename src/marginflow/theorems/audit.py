@@ -207,7 +207,8 @@ class Audit:
             if len(line) + 1 + len(meaning) <= _COLUMNS:
                 lines.append(f"{line} {meaning}")
             else:
-                lines += [_cut(line), _cut(f"   {meaning}")]
+                lines += textwrap.wrap(line, _COLUMNS, subsequent_indent="   ")
+                lines += textwrap.wrap(f"   {meaning}", _COLUMNS, subsequent_indent="   ")
         rest = self._statements()
         room = _LINES - len(lines)
         if len(rest) > room:
@@ -260,7 +261,7 @@ class Audit:
     def _jumps(self) -> Answer:
         r = self.regularity
         if r.margin_jump is None:
-            answer = "not examined: no perturbation"
+            answer = "not examined, no attack"
         elif r.margin_jump > JUMP:
             answer = f"yes, by {r.margin_jump:.1g} of max|m|"
         else:
