@@ -358,7 +358,7 @@ def test_a_resumed_run_has_the_very_bits(
         mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[how(stop_at)])
     checkpoint = RunDirectory(tmp_path / "cut").latest_checkpoint()
     assert checkpoint is not None
-    assert (checkpoint.info["batch"] > 0) == (how is Interrupt and batch_size == 8)
+    assert (checkpoint.info["batch"] > 0) == (how is InterruptAt and batch_size == 8)
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", resume=True)
     one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert one == two
@@ -379,7 +379,9 @@ def test_lemma_2_resumes_to_the_very_bits(tmp_path: Path, stop_at: int) -> None:
     }  # fmt: skip
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "whole")
     with pytest.raises(InterruptedError):
-        mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[how(stop_at)])
+        mf.train(
+            "deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[CrashAt(stop_at)]
+        )
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", resume=True)
     one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert one == two
