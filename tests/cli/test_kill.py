@@ -17,7 +17,7 @@ import marginflow as mf
 TRAIN = [
     sys.executable, "-m", "marginflow", "train", "--data", "digits:3,8", "--model", "mlp:64",
     "--attack", "pgd-linf:eps=0.1,steps=2,step=0.06,random=true", "--momentum", "0.5",
-    "--batch-size", "32", "--epochs", "900", "--threads", "1", "--quiet",
+    "--batch-size", "32", "--epochs", "400", "--threads", "1", "--quiet",
 ]  # fmt: skip
 
 
