@@ -15,9 +15,10 @@ export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 demo: $(VENV)/.installed
 	$(BIN)/marginflow demo --out runs/demo --force
 
-# Files, not single tests, go to the two processes: expensive fixtures belong to a file.
+# Files, not single tests, go to the two processes: expensive fixtures belong to a file. They go in
+# their own order: xdist's puts files of few tests last, and those are among the longest.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check src tests benchmarks

@@ -14,13 +14,11 @@ trains the network first. `--run DIR` takes a run of `marginflow train` instead.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import resource
 import time
-from pathlib import Path
 
-import torch
+import _common
 
 import marginflow as mf
 
@@ -32,43 +30,19 @@ def gib() -> float:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, help="a run on two classes instead of a training")
-    parser.add_argument("--data-dir", type=Path, help="instead of $MARGINFLOW_DATA")
+    parser = _common.parser(__doc__, epochs=20)
     parser.add_argument("--attack", default="fgsm:eps=16/255", help="in training and certificate")
-    parser.add_argument("--epochs", type=int, default=20, help="of the training")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--tau", type=float, default=2.0)
     parser.add_argument("--derivative", choices=("total", "detached"), default="total")
     parser.add_argument("--max-support", type=int, help="default: the library's")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     return parser.parse_args()
 
 
 def main() -> None:
     asked = arguments()
-    torch.set_num_threads(asked.threads)
-    began = time.perf_counter()
-    if asked.run is not None:
-        run = mf.load_run(asked.run)
-        data = mf.load(run.config["data"], data_dir=asked.data_dir)
-    else:
-        data = mf.load("mnist:3,8", data_dir=asked.data_dir)
-        run = mf.train(
-            "mlp:1024,64",
-            data,
-            attack=asked.attack,
-            lr=0.1,
-            batch_size=80,
-            epochs=asked.epochs,
-            measure=False,
-            seed=asked.seed,
-        )
+    run, data, trained = _common.network(asked, asked.attack)
     model = run.load_model().eval()
     attack = mf.attacks.build(asked.attack)
-    trained = time.perf_counter() - began
 
     margins = mf.adversarial_margins(model.double(), data.x, data.y, attack).values
     x, y = data.x[margins > 0], data.y[margins > 0]
@@ -84,13 +58,11 @@ def main() -> None:
     )
     seconds, after = time.perf_counter() - began, gib()
 
-    c, curve = run.config, certificate.curve
+    curve = certificate.curve
     print(
-        f"network   {c['model_spec']}, {c['attack']}, {c['loss']}, lr {c['lr']:g}, "
-        f"batch {c['batch_size']}, {c['epochs']} epochs, seed {c['seed']}\n"
+        f"network   {_common.training(run)}\n"
         f"examples  {data.name}, n = {len(y)} of {len(margins)} with a positive margin\n"
-        f"versions  marginflow {mf.__version__}, torch {importlib.metadata.version('torch')}, "
-        f"Python {platform.python_version()}, {asked.threads} threads\n"
+        f"versions  {_common.versions(('marginflow', 'torch'), asked.threads)}\n"
         f"time      network {trained:.0f} s, certificate {seconds:.1f} s\n"
         f"memory    peak {after:.2f} GiB ({before:.2f} GiB before the certificate)\n"
     )

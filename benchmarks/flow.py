@@ -126,24 +126,24 @@ def kinks(seed: int) -> None:
     generator = torch.Generator().manual_seed(0)
     deltas = torch.randn(8, 10, dtype=torch.float64, generator=generator)
     finite = mf.attacks.FiniteSet(EPS * deltas / deltas.norm(dim=1, keepdim=True))
-    cases: list[tuple[str, object, float, float | None]] = [
+    cases: list[tuple[str, mf.attacks.Attack | str | None, float, float | None]] = [
         ("mlp:16,activation=squared-relu", f"fgm:eps={EPS}", 1000.0, None),
         ("mlp:16", finite, 100.0, None),
         ("mlp:16", None, 100.0, None),
     ]
     # Where ln L jumps the falls do not go away with the step.
-    for rtol in (1e-3, 2e-4):
+    for finer in (1e-3, 2e-4):
         cases += [
-            ("mlp:16", f"fgsm:eps={EPS}", 100.0, rtol),
-            ("mlp:16", f"fgm:eps={EPS}", 100.0, rtol),
-            ("mlp:16,activation=squared-relu", f"fgsm:eps={EPS}", 100.0, rtol),
+            ("mlp:16", f"fgsm:eps={EPS}", 100.0, finer),
+            ("mlp:16", f"fgm:eps={EPS}", 100.0, finer),
+            ("mlp:16,activation=squared-relu", f"fgsm:eps={EPS}", 100.0, finer),
         ]
     for spec, attack, log_time, rtol in cases:
         started = time.perf_counter()
         flow = mf.gradient_flow(
             spec,
             DATA,
-            attack=attack,  # type: ignore[arg-type]
+            attack=attack,
             log_time=log_time,
             rtol=rtol,
             seed=seed,

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.metadata
 import importlib.util
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import _common
 import torch
 from torch import Tensor, nn
 
@@ -248,18 +247,11 @@ def draw(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, help="a run on two classes instead of a training")
-    parser.add_argument("--data-dir", type=Path, help="instead of $MARGINFLOW_DATA")
-    parser.add_argument("--epochs", type=int, default=10, help="of the training")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser = _common.parser(__doc__, epochs=10)
     parser.add_argument("--eps", type=float, default=1.5, help="ℓ2 budget of the attacks")
     parser.add_argument("--steps", type=int, default=10, help="of the attacks")
     parser.add_argument("--batch-size", type=int, default=128, help="of the attacks")
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 2, 4, 8, 16], metavar="C")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--out", type=Path, help="the figure; written as .png and as .svg")
     for module in ("torchattacks", "foolbox", "art"):
         if importlib.util.find_spec(module) is None:
@@ -272,28 +264,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
-    torch.set_num_threads(asked.threads)
-    began = time.perf_counter()
-    if asked.run is not None:
-        run = mf.load_run(asked.run)
-        data = mf.load(run.config["data"], data_dir=asked.data_dir)
-    else:
-        data = mf.load("mnist:3,8", data_dir=asked.data_dir)
-        run = mf.train(
-            "mlp:1024,64",
-            data,
-            attack="fgsm:eps=16/255",
-            lr=0.1,
-            batch_size=80,
-            epochs=asked.epochs,
-            measure=False,
-            seed=asked.seed,
-        )
+    run, data, trained = _common.network(asked, "fgsm:eps=16/255")
     model = run.load_model().eval()
     if data.test is None or not data.binary:
         raise SystemExit(f"the data {data.name!r}: expected two classes and a test set")
     x, y = data.test.x, data.test.y
-    trained = time.perf_counter() - began
 
     how = Setting(asked.eps, asked.steps, asked.batch_size)
     began = time.perf_counter()
@@ -301,16 +276,13 @@ def main() -> None:
     measured = time.perf_counter() - began
     clean = accuracy(model, x, y)
 
-    c = run.config
     print(
-        f"network   {c['model_spec']}, {c['attack']}, {c['loss']}, lr {c['lr']:g}, "
-        f"batch {c['batch_size']}, {c['epochs']} epochs, seed {c['seed']}\n"
+        f"network   {_common.training(run)}\n"
         f"examples  {data.name}, test set, n = {len(y)}; clean accuracy {clean:.4f}, "
         f"median margin {float(margins(model, x, y).median()):.1f} at c = 1\n"
         f"attack    ℓ2-PGD, ε = {how.eps:g}, {how.steps} steps of {how.step_size:g}, no random start, "
         f"bounds 0..1, float32, batches of {how.batch_size}\n"
-        f"versions  {', '.join(f'{p} {importlib.metadata.version(p)}' for p in PACKAGES)}, "
-        f"Python {platform.python_version()}, {asked.threads} threads\n"
+        f"versions  {_common.versions(PACKAGES, asked.threads)}\n"
         f"time      network {trained:.0f} s, attacks {measured:.0f} s\n"
     )
     head = [f"c = {scale:g}" for scale in asked.scales]
@@ -323,7 +295,7 @@ def main() -> None:
     print(f"marginflow's δ, bit for bit the same at every c: {'yes' if same else 'no'}")
     if asked.out is not None:
         note = f"MNIST 3 vs 8, test set, n = {len(y)}; ℓ2-PGD, ε = {how.eps:g}, {how.steps} steps"
-        draw(asked.out, found, clean, asked.scales, f"{note}; seed {c['seed']}")
+        draw(asked.out, found, clean, asked.scales, f"{note}; seed {run.config['seed']}")
 
 
 if __name__ == "__main__":

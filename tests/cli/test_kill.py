@@ -17,7 +17,7 @@ import marginflow as mf
 TRAIN = [
     sys.executable, "-m", "marginflow", "train", "--data", "digits:3,8", "--model", "mlp:64",
     "--attack", "pgd-linf:eps=0.1,steps=2,step=0.06,random=true", "--momentum", "0.5",
-    "--batch-size", "32", "--epochs", "1500", "--threads", "1", "--quiet",
+    "--batch-size", "32", "--epochs", "400", "--threads", "1", "--quiet",
 ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
         if kills < 6:
             while process.poll() is None and progress(cut / "checkpoints") <= before:
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.4))
+            time.sleep(rng.uniform(0, 0.2))
             process.send_signal(signal.SIGKILL)
         _, error = process.communicate()
         if process.returncode == 0:

@@ -178,7 +178,7 @@ def test_resuming_gives_the_bits_of_an_uninterrupted_flow(tmp_path: Path) -> Non
 
 
 def test_an_interrupted_flow_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import marginflow.workflow._flow as workflow
+    from marginflow.workflow import _flow, _flow_job
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     mf.gradient_flow("deep-linear:4", SMALL, log_time=8.0, out=whole, **EASY)
@@ -192,7 +192,7 @@ def test_an_interrupted_flow_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             return None
 
     count = 0
-    measure = workflow._Job._measure
+    measure = _flow_job.Job._measure
 
     def measure_and_interrupt(job: Any) -> None:
         nonlocal count
@@ -202,8 +202,8 @@ def test_an_interrupted_flow_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             event.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "deferred_interrupt", Interrupt)
-        patch.setattr(workflow._Job, "_measure", measure_and_interrupt)
+        patch.setattr(_flow, "deferred_interrupt", Interrupt)
+        patch.setattr(_flow_job.Job, "_measure", measure_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             mf.gradient_flow("deep-linear:4", SMALL, log_time=8.0, out=cut, **EASY)
     assert len(mf.load_run(cut).metrics) == 9

@@ -132,6 +132,32 @@ def test_it_reaches_the_robust_svm(depth, p, loss, separable):
     assert normalised[-1] == pytest.approx(limit.margin, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("x", "start"),
+    [
+        # Mirrored support vectors: the second coordinate stays small while the first grows.
+        ([[2.0, 0.2], [2.0, -0.2], [3.0, 3.0]], [0.2, 0.1]),
+        # The third coordinate hangs on the perturbation alone, and fades.
+        ([[1.0, 0.5, 0.0], [1.0, -0.3, 0.0]], [0.2, 0.1, 0.3]),
+    ],
+)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_coordinates_that_stay_small_do_not_stop_it(depth, x, start):
+    """At ln t = 10⁶ margins are rounded to 10⁻¹⁰, far above atol; the limit is known by hand.
+
+    The first two examples are the support and the limit is e_1, where their slopes α, of sum 1, must
+    cancel the second coordinate; so ``m_2 − m_1 → ln(α_1/α_2)``, up to O(1/ln t).
+    """
+    flow = reduced_flow(x, [1] * len(x), start, depth=depth, eps=0.05, log_times=[1e3, 1e6])
+    assert flow.success
+    assert flow.evaluations < 10_000
+    share = -x[1][1] / (x[0][1] - x[1][1])
+    gaps = flow.margins[:, 1] - flow.margins[:, 0]
+    apart = np.abs(gaps - math.log(share / (1 - share)))
+    assert np.all(apart * flow.log_time < 20)
+    assert np.abs(flow.direction[-1] - np.eye(len(start))[0]).max() < 1e-3
+
+
 def test_its_records_are_what_they_say(separable):
     x, y = separable(4, 6, 3)
     flow = reduced_flow(x, y, [1.0, 0, 0], depth=2, eps=0.2, loss="logistic", log_times=[0.0, 3.0])

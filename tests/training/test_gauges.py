@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from marginflow.attacks import Derivative
 from marginflow.engine import AutogradEngine
 from marginflow.losses import get_loss
 from marginflow.training import BalanceDrift, Callback, Descent, Trainer
+from stopping import InterruptAt
 
 DATA = "separable:n=20,d=6,margin=0.3"
 
@@ -209,15 +209,6 @@ def test_a_network_with_a_frozen_layer_trains(layer: int) -> None:
 # Across interruptions
 
 
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize(("batch_size", "stop_at"), [(None, 17), (6, 1), (6, 18), (6, 58)])
 def test_the_gauges_survive_resuming_to_the_very_bits(
     tmp_path: Path, batch_size: int | None, stop_at: int
@@ -229,7 +220,11 @@ def test_the_gauges_survive_resuming_to_the_very_bits(
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         mf.train(
-            "deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[Stop(stop_at)]
+            "deep-linear:5,4",
+            DATA,
+            **options,
+            out=tmp_path / "cut",
+            callbacks=[InterruptAt(stop_at)],
         )
     run = mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", resume=True)
     one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from marginflow.attacks._base import Query
 from marginflow.engine import AutogradEngine
 from marginflow.losses import get_loss
 from marginflow.training import Callback, NormGrowth, Trainer
+from stopping import InterruptAt
 
 DELTAS = torch.tensor([[0.1, 0.0, -0.1, 0.1], [0.0, -0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]])
 ATTACKS: dict[str, Attack | None] = {
@@ -190,15 +190,6 @@ def test_where_it_is_measured() -> None:
     assert run.final["norm_drift"] < 1e-13
 
 
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize("stop_at", [1, 18])
 def test_it_survives_resuming_to_the_very_bits(tmp_path: Path, stop_at: int) -> None:
     options: dict[str, Any] = {
@@ -208,7 +199,7 @@ def test_it_survives_resuming_to_the_very_bits(tmp_path: Path, stop_at: int) -> 
     spec, source = "mlp:5,4,activation=squared-relu", "separable:n=20,d=6,margin=0.3"
     mf.train(spec, source, **options, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        mf.train(spec, source, **options, out=tmp_path / "cut", callbacks=[Stop(stop_at)])
+        mf.train(spec, source, **options, out=tmp_path / "cut", callbacks=[InterruptAt(stop_at)])
     run = mf.train(spec, source, **options, out=tmp_path / "cut", resume=True)
     one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert one == two

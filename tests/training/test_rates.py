@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from marginflow.training import (
     printed_smoothness,
     smoothness,
 )
+from stopping import CrashAt, InterruptAt
 
 DATA = "separable:n=20,d=6,margin=0.3"
 EXACT = "exact-linear:p=2,eps=0.1"
@@ -333,39 +333,19 @@ def test_without_the_limit_it_does() -> None:
     assert run.final["undone"] < 30
 
 
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            raise InterruptedError
-
-
-class Interrupt(Callback):
-    """Ctrl-C at a step: the checkpoint is then taken in the middle of an epoch."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize(
     ("batch_size", "stop_at", "how"),
     [
-        (None, 36, Stop),
-        (None, 20, Interrupt),
-        (8, 35, Stop),
-        (8, 1, Interrupt),
-        (8, 35, Interrupt),
-        (8, 52, Interrupt),
+        (None, 36, CrashAt),
+        (None, 20, InterruptAt),
+        (8, 35, CrashAt),
+        (8, 1, InterruptAt),
+        (8, 35, InterruptAt),
+        (8, 52, InterruptAt),
     ],
 )
 def test_a_resumed_run_has_the_very_bits(
-    tmp_path: Path, batch_size: int | None, stop_at: int, how: type[Callback]
+    tmp_path: Path, batch_size: int | None, stop_at: int, how: type[CrashAt | InterruptAt]
 ) -> None:
     options: dict[str, Any] = {
         "attack": EXACT, "lr": "loss-based:a=0.5", "batch_size": batch_size,
@@ -378,7 +358,7 @@ def test_a_resumed_run_has_the_very_bits(
         mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[how(stop_at)])
     checkpoint = RunDirectory(tmp_path / "cut").latest_checkpoint()
     assert checkpoint is not None
-    assert (checkpoint.info["batch"] > 0) == (how is Interrupt and batch_size == 8)
+    assert (checkpoint.info["batch"] > 0) == (how is InterruptAt and batch_size == 8)
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", resume=True)
     one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert one == two
@@ -400,7 +380,7 @@ def test_lemma_2_resumes_to_the_very_bits(tmp_path: Path, stop_at: int) -> None:
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "whole")
     with pytest.raises(InterruptedError):
         mf.train(
-            "deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[Stop(stop_at)]
+            "deep-linear:5,4", DATA, **options, out=tmp_path / "cut", callbacks=[CrashAt(stop_at)]
         )
     mf.train("deep-linear:5,4", DATA, **options, out=tmp_path / "cut", resume=True)
     one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))

@@ -23,7 +23,7 @@ from marginflow.errors import (
     SpecificationError,
     StorageError,
 )
-from marginflow.training import Callback, Trainer
+from stopping import CrashAt
 
 DATA = "separable:n=24,d=6,margin=0.3"
 SMALL: dict[str, Any] = {"attack": "fgm:eps=0.1", "lr": 0.2, "batch_size": 8, "epochs": 12}
@@ -80,20 +80,11 @@ def test_adversarial_training_beats_standard_training_under_the_same_attack() ->
     assert hardened.final["adversarial_accuracy"] == 1.0
 
 
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.step == self.step:
-            raise InterruptedError
-
-
 @pytest.mark.parametrize("stop_at", [1, 2, 10, 11, 29])
 def test_a_resumed_run_has_the_very_bits(tmp_path: Path, stop_at: int) -> None:
     whole = mf.train("mlp:8", DATA, **SMALL, out=tmp_path / "whole")
     with pytest.raises(InterruptedError):
-        mf.train("mlp:8", DATA, **SMALL, out=tmp_path / "cut", callbacks=[Stop(stop_at)])
+        mf.train("mlp:8", DATA, **SMALL, out=tmp_path / "cut", callbacks=[CrashAt(stop_at)])
     mf.train("mlp:8", DATA, **SMALL, out=tmp_path / "cut", resume=True)
     bytes_of = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert bytes_of[0] == bytes_of[1]

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.integrate import solve_ivp
+from scipy.integrate import Radau, solve_ivp
 from scipy.special import log_expit, logsumexp
 
 from marginflow._checks import choice, real
@@ -101,7 +101,8 @@ def reduced_flow(
         loss: "exponential" or "logistic".
         clock: "log" (s = ln(1 + t), Radau) or "time" (DOP853; ln t below 700).
         rtol: relative tolerance of the integrator.
-        atol: absolute tolerance of the integrator.
+        atol: absolute tolerance of the integrator; by the log clock no less than what margins of
+            the size of ``‖p‖`` leave of a float64 (10⁻¹⁰ ‖p‖ at the default rtol).
 
     Raises:
         DataError: bad shapes, labels, NaN, infinity or a zero start.
@@ -125,7 +126,7 @@ def reduced_flow(
         t_eval=ticks,
         rtol=real("rtol", rtol, above=0.0),
         atol=real("atol", atol, above=0.0),
-        method="Radau" if logarithmic else "DOP853",
+        method=_Radau if logarithmic else "DOP853",
         **({"jac": field.jacobian} if logarithmic else {}),
     )
     weights = np.asarray(solution.y).T if len(solution.y) else np.empty((0, z.shape[1]))
@@ -139,6 +140,24 @@ def reduced_flow(
         message=f"{solution.message}{'' if solution.success else _ADVICE}",
         evaluations=int(solution.nfev),
     )
+
+
+class _Radau(Radau):  # type: ignore[misc]  # scipy has no types
+    """Radau whose absolute tolerance stays above the rounding of the field.
+
+    The field hangs on differences s − m_i, which are rounded to EPS ‖p‖. A coordinate that stays
+    small while ‖p‖ grows like ln t is moved by that, and no step however short would settle it to
+    rtol of its own size: Newton's iteration, which stops at ``newton_tol`` of the tolerance, would not
+    converge, and the step would shrink until ln t = 10⁶ took hours.
+    """
+
+    atol: float | Array
+
+    def _step_impl(self) -> tuple[bool, str | None]:
+        rounding = 10 * np.finfo(float).eps * float(np.linalg.norm(self.y))
+        self.atol = np.maximum(self.atol, rounding / self.newton_tol)
+        done: tuple[bool, str | None] = super()._step_impl()
+        return done
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,15 @@ class Evidence:
         return float(max(used, default=self.config.get("rtol") or 0.0))
 
     @property
+    def slack(self) -> float:
+        """The relative fall of a growing quantity that rounding and the integrator account for.
+
+        A step's error may show as a fall of its size. Explicit steps have larger ones, but are taken
+        again where ℓ/ρ falls.
+        """
+        return max(1e-12, min(self.rtol, 1e-6))
+
+    @property
     def eps(self) -> float:
         """ε of the attack, 0 without one."""
         return 0.0 if self.attack is None else self.attack.eps

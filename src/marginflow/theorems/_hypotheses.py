@@ -128,11 +128,9 @@ def separated(evidence: Evidence) -> Hypothesis:
     return Hypothesis("L(t_0) < 1/n at some t_0 (Assumption 4 as printed is too weak)", met)
 
 
-def along_the_flow(evidence: Evidence) -> tuple[Hypothesis, ...]:
-    """What Lemma 12 and Theorems 5 and 6 ask of a run: Assumptions 2 and 4 and the exact flow."""
+def of_the_objective(evidence: Evidence) -> tuple[Hypothesis, ...]:
+    """What Theorems 3 to 6 and Lemma 12 ask beside the flow itself: the loss and Assumptions 2 and 4."""
     return (
-        gradient_flow(evidence, needed=True),
-        homogeneous(evidence),
         two_classes(evidence),
         exponential(evidence),
         scale_invariant(evidence),
@@ -140,6 +138,15 @@ def along_the_flow(evidence: Evidence) -> tuple[Hypothesis, ...]:
         assumption_2(evidence, settled=True),
         measured_alike(evidence),
         separated(evidence),
+    )
+
+
+def along_the_flow(evidence: Evidence) -> tuple[Hypothesis, ...]:
+    """What Lemma 12 and Theorems 5 and 6 ask of a run: Assumptions 2 and 4 and the exact flow."""
+    return (
+        gradient_flow(evidence, needed=True),
+        homogeneous(evidence),
+        *of_the_objective(evidence),
     )
 
 

@@ -26,7 +26,7 @@ from marginflow.theorems._verdict import Verdict
 from marginflow.theorems._verify import HasRun, as_run, judge
 from marginflow.theorems.lemma_3 import changes
 
-_LINES, _COLUMNS = 28, 80
+_LINES, _COLUMNS = 24, 80
 _EXAMPLES = 500
 _STARTS = 3
 _STRONGER = 10
@@ -93,7 +93,7 @@ class Answer:
 class Audit:
     """Which hypotheses of the paper a run meets, and which statements therefore apply.
 
-    ``str()`` is one screen: at most 28 lines of 80 columns.
+    ``str()`` is one screen: at most 24 lines of 80 columns.
 
     Attributes:
         run: name of the run.
@@ -198,13 +198,17 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        lines = [_cut(f"Which hypotheses of the paper does {self.run} meet?")]
+        title = f"Which hypotheses of the paper does {self.run} meet?"
+        if len(title) > _COLUMNS:
+            title = _cut(f"Which hypotheses does {self.run} meet?")
+        lines = [title]
         for a in self.answers:
-            line, meaning = f"  {a.question:<18} {a.answer}", f"({a.meaning})"
+            line, meaning = f"{a.question:<17} {a.answer}", f"({a.meaning})"
             if len(line) + 1 + len(meaning) <= _COLUMNS:
                 lines.append(f"{line} {meaning}")
             else:
-                lines += [_cut(line), _cut(f"     {meaning}")]
+                lines += textwrap.wrap(line, _COLUMNS, subsequent_indent="   ")
+                lines += textwrap.wrap(f"   {meaning}", _COLUMNS, subsequent_indent="   ")
         rest = self._statements()
         room = _LINES - len(lines)
         if len(rest) > room:
@@ -215,9 +219,8 @@ class Audit:
         if self.degrees is None or self.order is None:
             answer = "no, or the network could not be built here"
         else:
-            answer = f"yes, degrees {_short(self.degrees)} (K = {self.order:g})"
-        meaning = "a layer's weights times a: output times a^degree; K: sum of the degrees"
-        return Answer("Homogeneous?", answer, meaning)
+            answer = f"yes, degrees {_short(self.degrees)}; sum K = {self.order:g}"
+        return Answer("Homogeneous?", answer, "layer × a: output × a^degree")
 
     def _separation(self) -> Answer:
         if self.separated is None:
@@ -225,25 +228,19 @@ class Audit:
         elif self.separated:
             answer = "yes"
         elif self.positive_margins:
-            answer = "not yet, though all margins are positive, which is less"
+            answer = "not yet, but all margins are positive"
         else:
             answer = "no, some margins are not positive"
-        bound = "L < 1/n" if self.exponential else "nL < loss at margin 0"
-        return Answer(
-            "Separated?", answer, f"{bound} (L: mean loss, n: examples), so all are right"
-        )
+        at_zero = "1" if self.exponential else "loss at margin 0"
+        return Answer("Separated?", answer, f"total loss < {at_zero}, so all are right")
 
     def _scaling(self) -> Answer:
         if self.scale_changes is None:
             answer = _yes(self.scale_invariant, "by its form; not measured")
         else:
-            detail = f"{100 * self.scale_changes:.2g}% of the perturbation's numbers change"
+            detail = f"{100 * self.scale_changes:.2g}% of the perturbation changes"
             answer = _yes(self.scale_invariant, detail)
-        return Answer(
-            "Scale invariant?",
-            answer,
-            "multiplying layers by powers of 2 leaves the perturbation as it was",
-        )
+        return Answer("Scale invariant?", answer, "layers × powers of 2")
 
     def _inner(self) -> Answer:
         found = self.inner
@@ -259,12 +256,12 @@ class Audit:
                 f"{100 * found.newly_wrong:.2g}% more wrong"
             )
         meaning = "m: margin, the right answer's lead; smallest m under a stronger attack"
-        return Answer("Attack worst case?", answer, meaning)
+        return Answer("Worst case?", answer, meaning)
 
     def _jumps(self) -> Answer:
         r = self.regularity
         if r.margin_jump is None:
-            answer = "not examined: no perturbation that could make them"
+            answer = "not examined, no attack"
         elif r.margin_jump > JUMP:
             answer = f"yes, by {r.margin_jump:.1g} of max|m|"
         else:
@@ -272,7 +269,9 @@ class Audit:
         answer += ", sliding" if r.sliding else ""
         if r.separated_steps:
             answer += f"; fell on {r.falls} of {r.separated_steps} steps"
-        meaning = "leaps on the path (sliding: along leaps); fell: margin over weights' size"
+        meaning = "leaps on the path"
+        meaning += "; sliding: along leaps" if r.sliding else ""
+        meaning += "; fell: margin over weights' size" if r.separated_steps else ""
         return Answer("Margins jump?", answer, meaning)
 
     def _derivative(self) -> Answer:

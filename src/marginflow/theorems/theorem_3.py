@@ -7,17 +7,7 @@ import math
 import numpy as np
 
 from marginflow.theorems._evidence import Evidence
-from marginflow.theorems._hypotheses import (
-    assumption_2,
-    exponential,
-    gradient_flow,
-    measured_alike,
-    path_of,
-    scale_invariant,
-    separated,
-    true_derivative,
-    two_classes,
-)
+from marginflow.theorems._hypotheses import gradient_flow, of_the_objective, path_of
 from marginflow.theorems._path import Path
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
 
@@ -45,13 +35,7 @@ def theorem_3(evidence: Evidence) -> tuple[Verdict, ...]:
     shared = (
         gradient_flow(evidence, needed=False),
         evidence.is_gradient_descent(),
-        two_classes(evidence),
-        exponential(evidence),
-        scale_invariant(evidence),
-        true_derivative(evidence),
-        assumption_2(evidence, settled=True),
-        measured_alike(evidence),
-        separated(evidence),
+        *of_the_objective(evidence),
     )
     return _growth(evidence, shared), _rate(evidence, shared), _corollary_1(evidence, shared)
 
@@ -78,7 +62,7 @@ def _growth(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
             f"{margin[-1] / path.log_time:.5g} at ln t = {path.log_time:.4g} "
             f"({margin[half]:.5g} / {log_time[half]:.4g} half way); {text}"
         )
-    if evidence.is_flow and largest > _slack(evidence):
+    if evidence.is_flow and largest > evidence.slack:
         return claim.judge(False, text)
     if not _is_far(path):
         return claim.judge(None, text, f"ln t is still below {_FAR:g}: {evidence.further}")
@@ -140,7 +124,7 @@ def _corollary_1(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     found = [path.falls(column) for column in inside.T]
     count, largest = sum(f[0] for f in found), max(f[1] for f in found)
     growth = f"{inside[0].min():.4g} → {inside[-1].min():.4g} the smallest, {count} falls"
-    if evidence.is_flow and largest > _slack(evidence):
+    if evidence.is_flow and largest > evidence.slack:
         return claim.judge(False, growth)
     part = path.last_part()
     if part is None or not _is_past(path):
@@ -183,11 +167,6 @@ def _is_past(path: Path) -> bool:
 
 def _is_far(path: Path) -> bool:
     return path.log_time >= _FAR and _is_past(path)
-
-
-def _slack(evidence: Evidence) -> float:
-    """The relative fall that rounding and the integrator account for."""
-    return max(1e-12, min(evidence.rtol, 1e-6))
 
 
 def _power(path: Path, index: int) -> str:

@@ -8,14 +8,11 @@ import torch
 from marginflow.attacks import Derivative
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._hypotheses import (
-    assumption_2,
-    exponential,
     gradient_flow,
     homogeneous,
-    measured_alike,
+    of_the_objective,
     path_of,
     scale_invariant,
-    separated,
     true_derivative,
     two_classes,
 )
@@ -39,17 +36,7 @@ def theorem_4(evidence: Evidence) -> tuple[Verdict, ...]:
     ``d ln(ℓ/ρ)/dt ≥ (1/ν) Σ ‖P_kG_k‖²``. It does *not* follow that γ̂_m grows: the gaps between
     support vectors are O(1/ρ), against the theorem's ω(1/ρ).
     """
-    flow = gradient_flow(evidence, needed=True)
-    shared = (
-        flow,
-        two_classes(evidence),
-        exponential(evidence),
-        scale_invariant(evidence),
-        true_derivative(evidence),
-        assumption_2(evidence, settled=True),
-        measured_alike(evidence),
-        separated(evidence),
-    )
+    shared = (gradient_flow(evidence, needed=True), *of_the_objective(evidence))
     return _identity(evidence), _monotone(evidence, shared), _least_margin(evidence, shared)
 
 
@@ -120,13 +107,7 @@ def _across(site: Site, gradients: Layers) -> torch.Tensor:
     )
 
 
-# A step's error may show as a fall of its size. Explicit steps have larger ones, but are taken again
-# where ℓ/ρ falls.
-_LOOSEST = 1e-6
-
-
 def _monotone(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
-    slack = max(1e-12, min(evidence.rtol, _LOOSEST))
     claim = Claim(
         "Theorem 4 (monotone)",
         "ℓ/ρ and ℓ/‖W‖^K never fall once L < 1/n, ℓ = ln(1/(nL))",
@@ -134,7 +115,8 @@ def _monotone(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
         "largest relative fall of either on a step or between records; least "
         "d ln(ℓ/ρ)/dt − (1/ν) Σ‖P_kG_k‖² at kept points, relative to d ln ρ/dt",
         "no fall; at least 0",
-        f"{slack:g}: rounding, or the integrator's rtol = {evidence.rtol:g} up to 1e-6; {_IDENTITY:g}",
+        f"{evidence.slack:g}: rounding, or the integrator's rtol = {evidence.rtol:g} up to 1e-6; "
+        f"{_IDENTITY:g}",
     )
     path = path_of(evidence)
     unmet = claim.set_aside("" if path is None else path.course())
@@ -149,7 +131,7 @@ def _monotone(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
     excess = [e for site in evidence.sites if (e := _excess(site, evidence)) is not None]
     bound = f"{min(excess):.2g} at {len(excess)} points" if excess else "no kept point"
     text = f"{largest:.2g}; {bound}; {path.course()}"
-    ok = largest <= slack and min(excess, default=0.0) >= -_IDENTITY
+    ok = largest <= evidence.slack and min(excess, default=0.0) >= -_IDENTITY
     return claim.judge(ok, text)
 
 
@@ -170,14 +152,13 @@ def _on_steps(path: Path, name: str) -> float:
 
 
 def _least_margin(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict:
-    slack = max(1e-12, min(evidence.rtol, _LOOSEST))
     claim = Claim(
         "Theorem 4 (γ̂_m)",
         "γ̂_m may fall on the way, but never below what ℓ/ρ has reached",
         shared,
         "least γ̂_m(t) − max_{s≤t} ℓ(s)/ρ(s), relative to the latter; falls of γ̂_m are counted, not judged",
         "at least 0 (as ℓ ≤ m_min ≤ ℓ + ln n, and ℓ/ρ grows)",
-        f"{slack:g}, as for ℓ/ρ",
+        f"{evidence.slack:g}, as for ℓ/ρ",
     )
     path = path_of(evidence)
     unmet = claim.set_aside("" if path is None else _margin_course(path))
@@ -186,7 +167,7 @@ def _least_margin(evidence: Evidence, shared: tuple[Hypothesis, ...]) -> Verdict
     margin = path.series("normalized_margin")[path.separated]
     reached = np.maximum.accumulate(path.smoothed[path.separated])
     least = float(((margin - reached) / reached).min())
-    return claim.judge(least >= -slack, f"{least:.3g}; {_margin_course(path)}")
+    return claim.judge(least >= -evidence.slack, f"{least:.3g}; {_margin_course(path)}")
 
 
 def _margin_course(path: Path) -> str:

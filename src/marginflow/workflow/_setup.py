@@ -1,26 +1,213 @@
-"""What every whole job does before its first step: check, and describe for ``run.json``."""
+"""What every whole job does before its first step: check, describe for ``run.json``, open the run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from marginflow.attacks import Attack
-from marginflow.datasets import Dataset
-from marginflow.errors import ModelError, RunError
+from marginflow._checks import choice, whole
+from marginflow.attacks import Attack, Derivative, check_budget
+from marginflow.attacks import build as build_attack
+from marginflow.datasets import Dataset, load
+from marginflow.errors import InputError, ModelError, RunError
 from marginflow.homogeneity import Homogeneity, evaluation_mode
-from marginflow.losses import Loss
+from marginflow.losses import Loss, get_loss
+from marginflow.models import build as build_model
+from marginflow.monitor import Monitor
+from marginflow.runs import Checkpoint, RunDirectory
+from marginflow.workflow._provenance import provenance
+
+_NOUNS = {"train": "training", "flow": "flow"}
+_VERBS = {"train": "mf.train", "flow": "mf.gradient_flow"}
 
 
-def check_same(stored: Mapping[str, Any], config: Mapping[str, Any], free: Collection[str]) -> None:
-    """Refuse to continue a run under other settings; those in ``free`` may change.
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a job works on, every specification made an object.
 
-    The layers follow from the model and the weights, which the checkpoint checks.
+    Attributes:
+        data: the data set as given, of its own dtype.
+        model: the network; :meth:`place` moves it.
+        model_spec: the specification that it was built from, or the name of its class.
+        built: whether it was built here, from a specification.
+        attack: the perturbation of the objective. measured: that of the measurements.
+        loss: the loss. derivative: ``detached`` or ``total``. seed: of the model and the job.
     """
+
+    data: Dataset
+    model: nn.Module
+    model_spec: str
+    built: bool
+    attack: Attack | None
+    measured: Attack | None
+    loss: Loss
+    derivative: Derivative
+    seed: int
+
+    def place(self, dtype: torch.dtype, device: torch.device) -> Dataset:
+        """Move the model, and return the data moved; one evaluation of everything on the way.
+
+        Raises:
+            ModelError: the model, the data and the attack do not fit each other.
+        """
+        self.model.to(device=device, dtype=dtype)
+        placed = self.data.to(dtype=dtype, device=device)
+        _check_fit(self.model, placed, self.loss, self.attack, self.measured)
+        return placed
+
+    def config(
+        self,
+        kind: str,
+        own: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        homogeneity: Homogeneity | None,
+    ) -> dict[str, Any]:
+        """The content of ``run.json``, with what only this kind of job has in its middle."""
+        data, attack, measured = self.data, self.attack, self.measured
+        return {
+            "kind": kind,
+            "data": data.name,
+            "data_sha256": data.fingerprint(),
+            "data_bounds": None if data.bounds is None else list(data.bounds),
+            "classes": list(data.classes),
+            "examples": data.n,
+            "model_spec": self.model_spec,
+            "model": getattr(self.model, "config", None),
+            "attack": "none" if attack is None else attack.spec,
+            "measure_with": "none" if measured is None else measured.spec,
+            "loss": self.loss.name,
+            **own,
+            "seed": self.seed,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(device),
+            "layers": _layer_table(homogeneity),
+        }
+
+
+def prepare(
+    model: nn.Module | str,
+    data: Dataset | tuple[Tensor, Tensor] | str,
+    *,
+    attack: Attack | str | None,
+    measure_with: Attack | str | None = None,
+    loss: str | Loss | None,
+    binary_loss: str,
+    derivative: Derivative,
+    seed: int,
+    out: str | os.PathLike[str] | None,
+    resume: bool,
+    force: bool,
+) -> Setup:
+    """Make objects of what a job was given, and refuse what cannot be used.
+
+    Args:
+        model: a network or its specification.
+        data: a data set, a pair (x, y), or a specification.
+        attack: the perturbation of the objective.
+        measure_with: that of the measurements; by default ``attack``.
+        loss: by default ``binary_loss`` for two classes −1/+1, ``cross-entropy`` otherwise.
+        binary_loss: the name of a loss.
+        derivative: ``detached`` or ``total``.
+        seed: of a model given as a string.
+        out: run directory.
+        resume: continue what is there.
+        force: replace what is there.
+
+    Raises:
+        InputError: an argument that cannot be used.
+    """
+    if isinstance(data, str):
+        data = load(data)
+    elif not isinstance(data, Dataset):
+        data = Dataset(*data)
+    built = isinstance(model, str)
+    model_spec = model if isinstance(model, str) else type(model).__name__
+    if isinstance(model, str):
+        outputs = 1 if data.binary else data.num_classes
+        model = build_model(model, input_shape=data.shape, outputs=outputs, seed=seed)
+    if resume and force:
+        raise InputError("resume and force exclude each other: continue the run, or replace it")
+    if resume and out is None:
+        raise InputError("resume needs out=…, the run directory to continue")
+    attack, measured = build_attack(attack), build_attack(measure_with)
+    if measured is None:
+        measured = attack
+    loss = get_loss(loss if loss is not None else (binary_loss if data.binary else "cross-entropy"))
+    choice("derivative", derivative, ("detached", "total"))
+    seed = whole("seed", seed, least=0)
+    for budget in (attack, measured):
+        check_budget(budget, data.shape, data.bounds)
+    return Setup(data, model, model_spec, built, attack, measured, loss, derivative, seed)
+
+
+def open_directory(
+    out: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    free: Collection[str],
+    restore: Callable[[Checkpoint], int],
+    monitor: Monitor | None,
+    resume: bool,
+    force: bool,
+) -> tuple[RunDirectory, float]:
+    """The locked directory, and the seconds that earlier processes spent on the run.
+
+    A run that is resumed continues from its last checkpoint: what was measured after it is cut off.
+
+    Args:
+        out: the run directory.
+        config: the content of ``run.json``.
+        free: settings that may change when a run is resumed, and are written if they did.
+        restore: takes a checkpoint's state over, and returns its step.
+        monitor: given the records of a run that is resumed.
+        resume: continue what is there.
+        force: replace what is there.
+
+    Raises:
+        RunError: ``out`` is taken, or holds a run that cannot be continued so.
+        StorageError: the disk refuses.
+    """
+    if not resume:
+        return RunDirectory.create(out, {**config, **provenance()}, force=force), 0.0
+    directory = RunDirectory.reopen(out)
+    try:
+        stored = directory.read_config()
+        kind, found = config["kind"], stored.get("kind", "train")
+        if found != kind:
+            raise RunError(
+                f"{os.fspath(out)!r} is not a {_NOUNS[kind]}; continue it with {_VERBS[found]}"
+            )
+        # The layers follow from the model and the weights, which the checkpoint checks.
+        _check_same(stored, config, {*free, "layers"})
+        checkpoint = directory.latest_checkpoint()
+        step, elapsed = -1, 0.0
+        if checkpoint is not None:
+            step = restore(checkpoint)
+            elapsed = float(checkpoint.info.get("elapsed_seconds", 0.0))
+        directory.truncate_metrics(step)
+        if monitor is not None:
+            monitor.records.extend(directory.read_metrics())
+        now = {**stored, **{name: config[name] for name in free}}
+        if now != stored:
+            directory.write_config(now)
+    except BaseException:
+        directory.close()
+        raise
+    return directory, elapsed
+
+
+def _check_same(
+    stored: Mapping[str, Any], config: Mapping[str, Any], free: Collection[str]
+) -> None:
+    """Refuse to continue a run under other settings; those in ``free`` may change."""
     differing = [
         key for key, value in config.items() if key not in free and stored.get(key) != value
     ]
@@ -31,7 +218,7 @@ def check_same(stored: Mapping[str, Any], config: Mapping[str, Any], free: Colle
         raise RunError(f"cannot resume under other settings ({changes}); use another --out")
 
 
-def check_fit(
+def _check_fit(
     model: nn.Module,
     data: Dataset,
     loss: Loss,
@@ -59,7 +246,7 @@ def check_fit(
             tried(model, x, y, generator=torch.Generator().manual_seed(0))
 
 
-def layer_table(homogeneity: Homogeneity | None) -> list[dict[str, Any]] | None:
+def _layer_table(homogeneity: Homogeneity | None) -> list[dict[str, Any]] | None:
     if homogeneity is None:
         return None
     return [

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from marginflow._checks import choice
-from marginflow.attacks import Attack, Derivative, check_budget
-from marginflow.attacks import build as build_attack
-from marginflow.datasets import Dataset, load
+from marginflow.attacks import Attack, Derivative
+from marginflow.datasets import Dataset
 from marginflow.engine import AutogradEngine
 from marginflow.errors import DivergedError, InputError, ModelError, RunError
 from marginflow.homogeneity import measure_homogeneity
-from marginflow.losses import Loss, get_loss
-from marginflow.models import build as build_model
+from marginflow.losses import Loss
 from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory
+from marginflow.runs import Checkpoint, Run, RunDirectory
 from marginflow.training import (
     BalanceDrift,
     Callback,
@@ -34,8 +32,7 @@ from marginflow.training import (
     log_spaced,
 )
 from marginflow.workflow._callbacks import KeepingWeights, Measuring, ProgressBar, Recording
-from marginflow.workflow._provenance import provenance
-from marginflow.workflow._setup import check_fit, check_same, layer_table
+from marginflow.workflow._setup import open_directory, prepare
 
 _KEPT_WEIGHTS = 20_000
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -108,56 +105,44 @@ def train(
         DivergedError: NaN or infinity; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
-    if isinstance(data, str):
-        data = load(data)
-    elif not isinstance(data, Dataset):
-        data = Dataset(*data)
-    model_spec = model if isinstance(model, str) else None
-    if isinstance(model, str):
-        outputs = 1 if data.binary else data.num_classes
-        model = build_model(model, input_shape=data.shape, outputs=outputs, seed=seed)
-    if resume and force:
-        raise InputError("resume and force exclude each other: continue the run, or replace it")
-    if resume and out is None:
-        raise InputError("resume needs out=…, the run directory to continue")
-    attack, measured = build_attack(attack), build_attack(measure_with)
-    if measured is None:
-        measured = attack
-    loss = get_loss(loss if loss is not None else ("logistic" if data.binary else "cross-entropy"))
-    choice("derivative", derivative, ("detached", "total"))
-    for budget in (attack, measured):
-        check_budget(budget, data.shape, data.bounds)
-    dtype, device = _dtype(dtype, model), _device(device)
+    setup = prepare(
+        model,
+        data,
+        attack=attack,
+        measure_with=measure_with,
+        loss=loss,
+        binary_loss="logistic",
+        derivative=derivative,
+        seed=seed,
+        out=out,
+        resume=resume,
+        force=force,
+    )
+    network = setup.model
+    dtype, device = _dtype(dtype, network), _device(device)
     if out is not None and not resume:
         RunDirectory.check_free(out, force=force)
 
-    model.to(device=device, dtype=dtype)
-    placed = data.to(dtype=dtype, device=device)
-    check_fit(model, placed, loss, attack, measured)
-    homogeneity = measure_homogeneity(model, placed.x) if measure else None
+    placed = setup.place(dtype, device)
+    homogeneity = measure_homogeneity(network, placed.x) if measure else None
     monitor = None
     if homogeneity is not None:
-        monitor = Monitor(model, placed, measured, loss=loss, homogeneity=homogeneity)
+        monitor = Monitor(network, placed, setup.measured, loss=setup.loss, homogeneity=homogeneity)
 
     if keep_weights is None:
-        keep_weights = measure and _is_small_linear(model)
+        keep_weights = measure and _is_small_linear(network)
     user = list(callbacks)
-    engine = AutogradEngine(model, loss, attack, derivative)
+    engine = AutogradEngine(network, setup.loss, setup.attack, derivative)
     trainer = Trainer(
-        engine, placed, lr=lr, batch_size=batch_size, epochs=epochs, momentum=momentum, seed=seed
+        engine,
+        placed,
+        lr=lr,
+        batch_size=batch_size,
+        epochs=epochs,
+        momentum=momentum,
+        seed=setup.seed,
     )
-    config: dict[str, Any] = {
-        "kind": "train",
-        "data": data.name,
-        "data_sha256": data.fingerprint(),
-        "data_bounds": None if data.bounds is None else list(data.bounds),
-        "classes": list(data.classes),
-        "examples": data.n,
-        "model_spec": model_spec or type(model).__name__,
-        "model": getattr(model, "config", None),
-        "attack": "none" if attack is None else attack.spec,
-        "measure_with": "none" if measured is None else measured.spec,
-        "loss": loss.name,
+    own = {
         "lr": trainer.rate.spec,
         "batch_size": trainer.batch_size,
         "epochs": trainer.epochs,
@@ -166,17 +151,14 @@ def train(
         "measure": measure,
         "schedule": None if schedule is None else sorted(schedule),
         "keep_weights": keep_weights,
-        "seed": seed,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": str(device),
-        "layers": layer_table(homogeneity),
     }
+    config = setup.config("train", own, dtype=dtype, device=device, homogeneity=homogeneity)
     if monitor is not None and homogeneity is not None:
         gauges: list[Gauge] = []
         if BalanceDrift.fits(trainer):
-            gauges.append(BalanceDrift(model))
+            gauges.append(BalanceDrift(network))
         if NormGrowth.fits(trainer, homogeneity):
-            gauges.append(NormGrowth(model, homogeneity))
+            gauges.append(NormGrowth(network, homogeneity))
         if Descent.fits(trainer):
             gauges.append(Descent())
         planned = log_spaced(trainer.epochs) if schedule is None else schedule
@@ -187,7 +169,15 @@ def train(
     try:
         elapsed = 0.0
         if out is not None:
-            directory, elapsed = _open_directory(out, config, trainer, monitor, resume, force)
+            directory, elapsed = open_directory(
+                out,
+                config,
+                free=("epochs",),
+                restore=functools.partial(_restore, trainer),
+                monitor=monitor,
+                resume=resume,
+                force=force,
+            )
         if monitor is not None and keep_weights:
             keeping = KeepingWeights(monitor, directory)
             user.append(keeping)
@@ -211,50 +201,23 @@ def train(
             directory.close()
     path = None if directory is None else directory.path
     records = [] if monitor is None else monitor.records
-    return Run(config, records, path, model, {} if keeping is None else keeping.kept)
+    return Run(config, records, path, network, {} if keeping is None else keeping.kept)
 
 
-def _open_directory(
-    out: str | os.PathLike[str],
-    config: Mapping[str, Any],
-    trainer: Trainer,
-    monitor: Monitor | None,
-    resume: bool,
-    force: bool,
-) -> tuple[RunDirectory, float]:
-    """The locked directory, and the seconds that earlier processes spent on the run."""
-    if not resume:
-        return RunDirectory.create(out, {**config, **provenance()}, force=force), 0.0
-    directory = RunDirectory.reopen(out)
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
+    info = checkpoint.info
+    fields = [f.name for f in dataclasses.fields(TrainingState) if f.name != "tensors"]
     try:
-        stored = directory.read_config()
-        check_same(stored, config, free=("epochs", "layers"))
-        checkpoint = directory.latest_checkpoint()
-        step, elapsed = -1, 0.0
-        if checkpoint is not None:
-            info = checkpoint.info
-            fields = [f.name for f in dataclasses.fields(TrainingState) if f.name != "tensors"]
-            try:
-                state = TrainingState(checkpoint.tensors, **{name: info[name] for name in fields})
-            except KeyError as error:
-                raise RunError(f"the checkpoint {checkpoint.path.name} lacks {error}") from None
-            if state.epoch > trainer.epochs:
-                raise RunError(
-                    f"epochs: expected at least {state.epoch}, which the run has already been "
-                    f"trained for, got {trainer.epochs}"
-                )
-            trainer.restore(state)
-            step, elapsed = state.step, float(info.get("elapsed_seconds", 0.0))
-        directory.truncate_metrics(step)
-        if monitor is not None:
-            monitor.records.extend(directory.read_metrics())
-        if stored.get("epochs") != config["epochs"]:
-            stored["epochs"] = config["epochs"]
-            directory.write_config(stored)
-    except BaseException:
-        directory.close()
-        raise
-    return directory, elapsed
+        state = TrainingState(checkpoint.tensors, **{name: info[name] for name in fields})
+    except KeyError as error:
+        raise RunError(f"the checkpoint {checkpoint.path.name} lacks {error}") from None
+    if state.epoch > trainer.epochs:
+        raise RunError(
+            f"epochs: expected at least {state.epoch}, which the run has already been "
+            f"trained for, got {trainer.epochs}"
+        )
+    trainer.restore(state)
+    return state.step
 
 
 def _dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
