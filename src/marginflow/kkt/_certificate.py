@@ -16,7 +16,8 @@ from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
 from marginflow.kkt._cone import Cone, Nearest
 from marginflow.kkt._gram import Engine, GradientEngine, LayerEngine
-from marginflow.kkt._problem import TIE, Problem, Survey
+from marginflow.kkt._problem import Problem, Survey
+from marginflow.kkt._ties import TIE
 from marginflow.losses import CrossEntropy, Loss, get_loss
 
 _CAP = 4000
