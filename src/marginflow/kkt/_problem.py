@@ -151,7 +151,7 @@ class Problem:
         signs = attack is not None and (
             attack.piecewise_constant or (attack.exact and attack.p in (1.0, math.inf))
         )
-        jumps = signs and not isinstance(attack, FiniteSet)
+        made_of_signs = signs and not isinstance(attack, FiniteSet)
         self.through = (
             derivative == "total"
             and attack is not None
@@ -159,7 +159,8 @@ class Problem:
             and not (signs or isinstance(attack, FiniteSet))
             and (curvature or not attack.exact)
         )
-        self.signs = jumps and attack is not None and attack.eps > 0
+        self.signs = made_of_signs and attack is not None and attack.eps > 0
+        self.jumps = attack is not None and attack.eps > 0 and not attack.exact
         # A random start is drawn example by example where δ is differentiated, so no call of an
         # activation meets all units at once.
         random = attack is not None and attack.random

@@ -40,6 +40,8 @@ _CROSSINGS = 8
 # A constraint of this size, relative to 1 or to the layer's units, counts as active.
 _ACTIVE = 1e-6
 _SINGULAR = 1e-11
+_IDLE = 3
+_FINE = 1e-5
 # The least curvature, relative to that of ½‖W‖², which is 1.
 _CURVATURE = 0.1
 # Steps below this share of ‖W‖ are worth an attempt to end the search.
@@ -47,6 +49,8 @@ _NEAR = 0.03
 _EVERY = 4
 _SHARE = 1e-3
 _HALVINGS = 12
+_LEAPS = 5
+_NULLS = 3
 _SAME = 1e-9
 _CHUNK = 128
 
@@ -67,14 +71,31 @@ class _Model:
     Attributes:
         point: W at its minimum.
         multipliers: of all constraints, the pieces first.
-        pieces: the number of pieces.
+        rows: the pieces.
+        valid: those of them that are margins near W.
         sides: of the units, (points, units), None without units.
     """
 
     point: Array
     multipliers: Tensor
-    pieces: int
+    rows: Rows
+    valid: Tensor
     sides: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """Where Newton's method ended.
+
+    Attributes:
+        point: W.
+        defect: how far it is from optimal and feasible, in units of ‖W‖ and 1.
+        settled: whether no unit wants to cross.
+    """
+
+    point: Array
+    defect: float
+    settled: bool
 
 
 class Search:
@@ -107,17 +128,19 @@ class Search:
     def run(self, w: Array) -> Array:
         """The local solution, or the best point on the way to it."""
         w, height = self._scaled(w)
-        best = w
+        best, highest = w, height
         mu: Tensor | None = None
-        band, since = _BAND, _EVERY
+        band, since, leaps, nulls = _BAND, _EVERY, 0, 0
         for _ in range(self.max_iterations):
             self._meet(w)
-            met = len(self.rows)
-            model = self._model(w, band, mu, curved=mu is not None)
+            if mu is not None and self.problem.signs and self.problem.jumps:
+                mu = self._prune(mu)
+            known = len(self.rows)
+            model = self._model(w, band, mu)
             found = None if model is None else self._search(w, height, model)
             if found is None:
                 # The curvature may mislead far from a solution; that of ½‖W‖² alone does not.
-                model = self._model(w, _BAND, None, curved=False) or model
+                model = self._model(w, _BAND, None) or model
                 found = None if model is None else self._search(w, height, model)
             if model is None:
                 break
@@ -125,25 +148,40 @@ class Search:
             since += 1
             if found is None or (step < _NEAR and since >= _EVERY):
                 since = 0
-                point, defect, settled = self._polish(w, model)
-                reached = self._scaled(point)[1]
-                if defect <= REACHED and reached >= height - _SAME:
-                    best = point
-                    if settled:
-                        return best
-                    if found is None or reached > found[1]:
-                        # On the way on, units cross that hold this point where it is.
-                        found = (point, reached) if reached > height + _SAME else None
+                rows = self.rows
+                self._take(model.rows)
+                end = self._polish(w, model)
+                self._take(rows)
+                point, reached = self._scaled(end.point)
+                attained = abs(reached + math.log(float(np.linalg.norm(end.point)))) <= _SAME
+                solved = end.settled and attained and end.defect <= REACHED
+                # At a jump of δ(W) the way up ends; a solution beside it may lie lower.
+                if solved and (found is None or reached >= height - _SAME):
+                    return point
+                if reached > (height + _SAME if found is None else found[1]):
+                    found = point, reached
             if found is None:
-                if len(self.rows) == met:
+                nulls += 1
+                if len(self.rows) > known and (nulls <= _NULLS or not self.problem.jumps):
+                    continue  # the perturbations met on the way make the next model a better one
+                found = self._leap(model)
+                leaps += 1
+                if found is None or leaps > _LEAPS:
                     break
-                # Perturbations met on the way make the next model a better one.
-                continue
+            nulls = 0
             w, height = found
-            best = w
-            mu, self._before = model.multipliers, model.pieces
+            if height > highest:
+                best, highest = w, height
+            mu, self._before = model.multipliers, len(model.rows)
             band = min(_BAND, max(_LEAST_BAND, _REACH * step))
         return best
+
+    def _leap(self, model: _Model) -> tuple[Array, float] | None:
+        """Over a jump of δ(W) that the way up ends at, to the model's minimum; it may lie lower."""
+        if not self.problem.jumps:
+            return None
+        point, height = self._scaled(model.point)
+        return None if math.isinf(height) else (point, height)
 
     # --- the true margins
 
@@ -170,6 +208,16 @@ class Search:
         self.problem.put(torch.from_numpy(w))
         rows = Rows.joined([self.rows, self._formed()])
         self._take(rows.take(_once(rows, rows.perturbed)))
+
+    def _prune(self, mu: Tensor) -> Tensor:
+        """Forget the perturbations that, δ(W) having jumped, are none of the attack; their multipliers go."""
+        with torch.no_grad():
+            held = self.problem.margins(self.rows) >= 1 - _SAME
+        pieces = torch.zeros(len(self.rows), dtype=torch.float64)
+        pieces[: self._before] = mu[: self._before]
+        self._take(self.rows.take(held))
+        self._before = len(self.rows)
+        return pieces[held]
 
     def _take(self, rows: Rows) -> None:
         self.rows = rows
@@ -202,8 +250,14 @@ class Search:
             self.problem.margins(rows)
         return met.u.detach() > 0 if met.before else None
 
-    def _model(self, w: Array, band: float, mu: Tensor | None, *, curved: bool) -> _Model | None:
-        """The quadratic program at W, with the units crossing that want to."""
+    def _model(self, w: Array, band: float, mu: Tensor | None) -> _Model | None:
+        """The quadratic program at W, with the units crossing that want to.
+
+        Args:
+            w: W, of smallest margin 1.
+            band: of the constraints that enter.
+            mu: multipliers in the Hessian of the Lagrangian; None takes that of ``½‖W‖²``.
+        """
         self.problem.put(torch.from_numpy(w))
         self.sides = self._natural()
         point = torch.from_numpy(w)
@@ -212,7 +266,7 @@ class Search:
         if self.problem.signs:
             with torch.no_grad():
                 self.valid = self.problem.margins(self.rows) >= 1 - _SAME
-        if curved and mu is not None:
+        if mu is not None:
             mu = self._padded(mu)
             held = torch.nonzero(mu).squeeze(1)
             root = _root(torch.eye(len(w), dtype=torch.float64) - self._hessian(held, mu[held]))
@@ -229,7 +283,7 @@ class Search:
                 break
             multipliers = torch.zeros_like(c)
             multipliers[near] = solved[1]
-            found = _Model(solved[0].numpy(), multipliers, len(self.rows), self.sides)
+            found = _Model(solved[0].numpy(), multipliers, self.rows, self.valid, self.sides)
             if self.sides is None:
                 break
             crossing = self._crossing(met, multipliers)
@@ -393,7 +447,7 @@ class Search:
 
     # --- the end of the search
 
-    def _polish(self, w: Array, model: _Model) -> tuple[Array, float, bool]:
+    def _polish(self, w: Array, model: _Model) -> _End:
         """Newton's method on ``W = Σ μ_k ∂c_k, c_k = 0`` for the active constraints.
 
         Active next are those with ``μ_k > c_k``: a semismooth Newton method, which finds the active
@@ -401,13 +455,12 @@ class Search:
         be singular: its least-squares solution of least norm is taken.
 
         Returns:
-            the point, how far it is from optimal and feasible, in units of ‖W‖ and 1, and whether
-            no unit wants to cross.
+            the best point met.
         """
-        self.sides = model.sides
+        self.sides, self.valid = model.sides, model.valid
         point, mu = torch.from_numpy(w), model.multipliers
         n = len(w)
-        best, least, settled = w, np.inf, False
+        best, least, settled, idle = w, np.inf, False, 0
         active = torch.nonzero(mu > 0).squeeze(1)
         for _ in range(_NEWTON_STEPS):
             self.problem.put(point)
@@ -420,7 +473,9 @@ class Search:
             system[:n, n:] = -jacobian.T
             system[n:, :n] = jacobian
             defect = torch.cat([point - jacobian.T @ held, c[active]])
-            step = torch.linalg.lstsq(system, -defect, rcond=_SINGULAR, driver="gelsd").solution
+            # The singular values are what is exact, and several times as slow.
+            driver = "gelsd" if least <= _FINE else "gelsy"
+            step = torch.linalg.lstsq(system, -defect, rcond=_SINGULAR, driver=driver).solution
             point = point + step[:n]
             mu = torch.zeros_like(c)
             mu[active] = held + step[n:]
@@ -433,10 +488,13 @@ class Search:
             if size < least:
                 best, least = point.numpy(), size
                 settled = self.sides is None or not bool(self._crossing(met, mu).any())
-            elif least <= REACHED:
+                idle = 0
+            else:
+                idle += 1
+            if idle and (least <= REACHED or idle >= _IDLE):
                 break
             active = torch.nonzero(self._counted(c) & (mu > c / self._scale(c))).squeeze(1)
-        return best, least, settled
+        return _End(best, least, settled)
 
     def _counted(self, c: Tensor) -> Tensor:
         """Which constraints there are: all but the pieces that are not margins near W."""
@@ -470,7 +528,8 @@ def _root(hessian: Tensor) -> Tensor:
     """``H^{-1/2}`` of the Hessian made positive."""
     values, vectors = torch.linalg.eigh(hessian)
     values = values.abs().clamp(min=_CURVATURE)
-    return vectors / values.sqrt() @ vectors.T
+    root: Tensor = (vectors / values.sqrt()) @ vectors.T
+    return root
 
 
 def _least_distance(
