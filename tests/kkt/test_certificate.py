@@ -117,6 +117,24 @@ def test_total_derivative_through_fgm(network: str) -> None:
     assert abs(detached.residuals.tangential - total.residuals.tangential) > 1e-6
 
 
+def test_a_kink_where_delta_is_formed_is_no_tie() -> None:
+    """FGM jumps where a unit is at its kink on the clean example: one gradient, autograd's, as at (87)."""
+    model = mf.models.mlp(6, 12, 1, seed=0).double()
+    x = torch.randn((8, 6), dtype=torch.float64)
+    x[0, 1:] = 0
+    with torch.no_grad():
+        next(model.parameters())[:3, 0] = 0
+        y = torch.where(model(x)[:, 0] > 0, 1, -1)
+    c = Case(model, x, y)
+    expected = naive(c, 2, lambda x, label, i: naive_fgm(model, x, label, 0.01))
+    keep = torch.from_numpy(expected.margins > 0)
+    assert keep[0]
+    c = Case(model, x[keep], y[keep])
+    expected = naive(c, 2, lambda x, label, i: naive_fgm(model, x, label, 0.01))
+    cert = mf.kkt_certificate(model, c.x, c.y, FGM(0.01), tau=math.inf)
+    assert cert.residual == pytest.approx(expected.best(math.inf)[2], abs=1e-10)
+
+
 def test_exact_maxima_need_no_path_through_delta() -> None:
     """Danskin, against autograd through the formula (10) on one hand and frozen δ on the other."""
     c = case("linear", attack=ExactLinear(2, 0.05))

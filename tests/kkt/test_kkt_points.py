@@ -13,7 +13,7 @@ from kkt_oracles import Case, case, naive, put, simplex
 from torch import Tensor, nn
 
 import marginflow as mf
-from marginflow.attacks import Attack, ExactLinear, FiniteSet
+from marginflow.attacks import FGSM, Attack, ExactLinear, FiniteSet
 from marginflow.references import max_margin
 
 
@@ -163,6 +163,32 @@ def test_two_perturbations_that_tie() -> None:
     half = FiniteSet(torch.tensor([[0.0, 0.7]], dtype=torch.float64))
     alone = mf.kkt_certificate(model, x, y, half)
     assert alone.residual == pytest.approx(0.7 / math.sqrt(1 + 0.7**2), rel=1e-12)
+
+
+@pytest.mark.parametrize("attack", [ExactLinear("linf", 0.4), FGSM(0.4)], ids=str)
+def test_a_sign_that_is_not_determined(attack: Attack) -> None:
+    """ℓ∞ and w = (a, 0): x_2 = 0.3 < ε is worth no weight, the free sign s has ``x_2 = ε s``."""
+    a = 1 / (1 - 0.4)
+    model = put(nn.Linear(3, 1, bias=False), torch.tensor([[a, 0.0, 0.0]], dtype=torch.float64))
+    x, y = torch.tensor([[1.0, 0.3, -0.2]], dtype=torch.float64), torch.tensor([1])
+    cert = mf.kkt_certificate(model, x, y, attack)
+    assert_kkt_point(cert, model, [1.0])
+    assert cert.multipliers.tolist() == pytest.approx([a**2], rel=1e-12)
+    # Beyond ε it is: the best multiple of (1 − ε, 0.5 − ε), by hand.
+    x[0, 1] = 0.5
+    x[0, 2] = 0.0
+    off = mf.kkt_certificate(model, x, y, attack)
+    assert off.residual == pytest.approx(0.1 / math.hypot(0.6, 0.1), rel=1e-9)
+
+
+def test_two_largest_coordinates_that_tie() -> None:
+    """ℓ1, whose perturbation falls on one coordinate: w = (a, a) and x = (1, 1) take half on each."""
+    a = 1 / (2 - 0.4)
+    model = put(nn.Linear(2, 1, bias=False), torch.tensor([[a, a]], dtype=torch.float64))
+    x, y = torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([1])
+    cert = mf.kkt_certificate(model, x, y, ExactLinear(1, 0.4))
+    assert_kkt_point(cert, model, [1.0])
+    assert cert.multipliers.tolist() == pytest.approx([2 * a**2], rel=1e-12)
 
 
 def test_two_rivals_that_tie() -> None:

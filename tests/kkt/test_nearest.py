@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from kkt_oracles import Case, case, naive, naive_fgm, put, simplex, vector
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 import marginflow as mf
-from marginflow.attacks import FGM, Attack, ExactLinear, FiniteSet
+from marginflow.attacks import FGM, FGSM, Attack, ExactLinear, FiniteSet
 from marginflow.models import linear_layers
 from marginflow.references import max_margin, robust_svm
 
@@ -146,6 +148,60 @@ def test_squared_relu_under_fgm_by_the_total_derivative() -> None:
         assert detached.residual > 1e-4
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_relu_under_fgm_by_the_total_derivative(seed: int) -> None:
+    """Units just silent at ``x + δ(W)``: one-sided gradients by a naive loop, with either slope there."""
+    (x, y), attack = data(seed), FGM(0.1)
+    c = trained(mf.models.mlp(5, 6, 1, seed=seed), x, y, attack, steps=1500)
+    point = mf.nearest_kkt_point(c.model, x, y, attack)
+    assert_found(point, c, attack)
+    first, last = point.model.parameters()
+    rows = []
+    for xi, yi in zip(x, y, strict=True):
+        active = (first.detach() @ xi > 0).double()
+        g = yi * (last[0] * active) @ first
+        z = xi - 0.1 * g / g.norm()
+        u = first @ z
+        if float((yi * last[0] @ u.clamp(min=0)).detach()) > 1 + 1e-7:
+            continue
+        kinks = torch.nonzero(u.abs() <= 1e-9 * u.abs().max()).flatten().tolist()
+        for sides in itertools.product((0.0, 1.0), repeat=len(kinks)):
+            slopes = (u.detach() > 0).double()
+            slopes[kinks] = torch.tensor(sides, dtype=torch.float64)
+            m = yi * last[0] @ (slopes * u)
+            grads = torch.autograd.grad(m, (first, last), retain_graph=True)
+            rows.append(np.concatenate([t.numpy().ravel() for t in grads]))
+    w = vector(point.model)
+    assert nnls(np.array(rows).T, w, maxiter=10_000)[1] <= 1e-8 * np.linalg.norm(w)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_signs_that_are_not_determined(seed: int) -> None:
+    """Under ℓ∞ the solution is sparse (Appendix B.5): zeros of W_Π, whose signs are free, by two attacks."""
+    x, y = data(seed, d=8)
+    x = x * torch.linspace(1.5, 0.1, 8, dtype=torch.float64)
+    expected = robust_svm(x.numpy(), y.numpy(), 0.1, p=math.inf)
+    zeros = int((np.abs(expected.direction) < 1e-6).sum())
+    assert zeros > 0
+    for attack in (ExactLinear("linf", 0.1), FGSM(0.1)):
+        c = trained(mf.models.deep_linear(8, 4, 1, seed=seed), x, y, attack)
+        point = mf.nearest_kkt_point(c.model, x, y, attack)
+        assert_found(point, c, attack)
+        angle = mf.measure_alignment(linear_layers(point.model)).angle_to(
+            torch.from_numpy(expected.direction)
+        )
+        assert angle <= 1e-6
+        assert point.margin == pytest.approx(expected.margin, rel=1e-7)
+
+
+def test_fgsm_on_networks_with_an_activation() -> None:
+    """δ is formed anew on the way: the point is one of the attack at the end, not of that at the start."""
+    for activation, seed in (("relu", 0), ("relu", 2), ("squared-relu", 1)):
+        (x, y), attack = data(seed), FGSM(0.03)
+        c = trained(mf.models.mlp(5, 6, 1, activation=activation, seed=seed), x, y, attack, 1500)
+        assert_found(mf.nearest_kkt_point(c.model, x, y, attack), c, attack)
+
+
 def test_a_kkt_point_is_its_own_nearest() -> None:
     """The closed form for one unit an example, and any point found."""
     x = simplex(3)
@@ -161,6 +217,7 @@ def test_a_kkt_point_is_its_own_nearest() -> None:
     again = mf.nearest_kkt_point(first.model, x, y)
     assert again.converged
     assert again.angle <= 1e-6
+    assert again.rounds <= 2  # no unit that belongs to its kink is sent across
 
 
 def test_from_a_small_step_off_it_comes_back() -> None:
@@ -216,5 +273,5 @@ def test_failing_is_a_value_with_advice() -> None:
     point = mf.nearest_kkt_point(c.model, x, y, FGM(0.1), max_iterations=2)
     assert not point.converged
     assert point.residual > 1e-8
-    assert "δ(W) may jump where a ReLU changes sides" in point.advice
+    assert "δ(W) may jump where a ReLU or a sign changes sides" in point.advice
     assert point.certificate.residual == point.residual

@@ -17,7 +17,8 @@ from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
 from marginflow.kkt._cone import Cone, Nearest
 from marginflow.kkt._gram import Engine, GradientEngine, LayerEngine
-from marginflow.kkt._problem import TIE, Problem, Survey
+from marginflow.kkt._problem import Problem, Survey
+from marginflow.kkt._ties import TIE
 from marginflow.losses import CrossEntropy, Loss, get_loss
 
 _CAP = 4000
@@ -246,9 +247,13 @@ def kkt_certificate(
     and the random state stay as they are. Frozen parameters are constants: W, ‖W‖ and K are those of
     the trainable ones.
 
-    Where a margin is tied (to 1e-9) between rival classes, or between elements of a finite set, each
-    gradient enters, as Clarke's subdifferential has it. At a kink of an activation the gradient is
-    the one that autograd picks.
+    Where a margin is tied (to 1e-9) between rival classes, between elements of a finite set, between
+    signs of FGSM or of ExactLinear's ℓ∞ (or its largest coordinates under ℓ1), or between the sides of a
+    ``nn.ReLU`` or ``nn.LeakyReLU`` on (n, units) at its kink, each gradient enters, as Clarke's
+    subdifferential has it; at most eight signs and eight units an example, so that with more of them
+    r is an upper bound. Not expanded, and autograd's own choice, are the kinks of ``F.relu`` in a
+    forward, of a ReLU behind a convolution and of max-pooling, signs within PGD, and kinks at which δ(W)
+    jumps: there is no subdifferential. There too r is an upper bound.
 
     Args:
         model: a multi-homogeneous network, (n, …) to (n,), (n, 1) or (n, C).

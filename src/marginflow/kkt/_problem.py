@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
@@ -12,16 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from marginflow._checks import choice, whole
-from marginflow.attacks import Attack, Derivative, FiniteSet
+from marginflow.attacks import FGSM, Attack, Derivative, ExactLinear, FiniteSet
 from marginflow.errors import DataError, InputError, ModelError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity
 from marginflow.kkt._kinks import Kinks
+from marginflow.kkt._ties import TIE, tied_perturbations
 from marginflow.losses import Loss, margins_of
-
-TIE = 1e-9
-"""Margins within this share of each other count as equal: far above rounding, far below any gap
-that training leaves by chance. So does a pre-activation within this share of its layer's largest
-count as 0."""
 
 # A row has 2^k pieces.
 _MOST_KINKS = 8
@@ -149,13 +147,24 @@ class Problem:
         self.kinks = Kinks(self.model)
         self._units = 0
         self.x, self.y, self.attack = x, y, attack
+        # The dual vector of ℓ1 and ℓ∞ is made of signs.
+        signs = attack is not None and (
+            attack.piecewise_constant or (attack.exact and attack.p in (1.0, math.inf))
+        )
+        made_of_signs = signs and not isinstance(attack, FiniteSet)
         self.through = (
             derivative == "total"
             and attack is not None
             and attack.eps > 0
-            and not attack.piecewise_constant
+            and not (signs or isinstance(attack, FiniteSet))
             and (curvature or not attack.exact)
         )
+        self.signs = made_of_signs and attack is not None and attack.eps > 0
+        self.jumps = attack is not None and attack.eps > 0 and not attack.exact
+        # A random start is drawn example by example where δ is differentiated, so no call of an
+        # activation meets all units at once.
+        random = attack is not None and attack.random
+        self.has_units = bool(self.kinks.modules) and not (self.through and random)
         norms = self.homogeneity.norms(self.model).tolist()
         for layer, norm in zip(self.homogeneity.layers, norms, strict=True):
             if not 0 < norm < float("inf"):
@@ -235,7 +244,7 @@ class Problem:
         attack that chooses δ by it (several classes, exact) is known at that δ only.
         """
         found, origins = [], []
-        for perturbed in self._perturbations(rows):
+        for perturbed, held in self._perturbations(rows, kinks):
             with torch.no_grad():
                 outputs = torch.cat(
                     [self.model(z) for z in torch.split(perturbed, self.batch_size)]
@@ -245,7 +254,11 @@ class Problem:
             else:
                 own = rows.labels.unsqueeze(1)
                 values = (outputs.gather(1, own) - outputs).scatter(1, own, torch.inf)
-            low = (values <= ceiling.unsqueeze(1)) & torch.isfinite(values)
+            low = (values <= ceiling.unsqueeze(1)) & torch.isfinite(values) & held.unsqueeze(1)
+            if self.signs:
+                # Where the other sign makes the margin jump, it is no piece but another branch.
+                least = values.amin(dim=1, keepdim=True)
+                low &= least >= rows.values.unsqueeze(1) * (1 - TIE)
             origin, rival = torch.nonzero(low, as_tuple=True)
             if values.shape[1] == 1:
                 rival = torch.full_like(rival, -1)
@@ -258,19 +271,21 @@ class Problem:
 
     def margins(self, rows: Rows) -> Tensor:
         """The rows' pieces as functions of W that autograd differentiates, (r,)."""
-        inputs = rows.perturbed
-        if self.through:
-            inputs = rows.clean + self._delta(rows.clean, rows.labels, rows.examples, None)
-        if rows.sides.shape[1]:
-            sides, fixed = self._masks(rows)
-            with self.kinks.observed(sides, fixed):
-                outputs: Tensor = self.model(inputs)
-        else:
-            outputs = self.model(inputs)
+        with ExitStack() as stack:
+            if rows.sides.shape[1]:
+                stack.enter_context(self.kinks.observed(*self._masks(rows)))
+            inputs = rows.perturbed
+            if self.through:
+                inputs = rows.clean + self._delta(rows.clean, rows.labels, rows.examples, None)
+            outputs: Tensor = self.model(inputs)
         if outputs.ndim == 1 or outputs.shape[1] == 1:
             return outputs.reshape(-1) * rows.labels
         both = outputs.gather(1, torch.stack([rows.labels, rows.rivals], dim=1))
         return both[:, 0] - both[:, 1]
+
+    def perturbed(self, rows: Rows) -> Tensor:
+        """``x + δ(W)`` with δ formed anew, (r, …)."""
+        return (rows.clean + self._delta(rows.clean, rows.labels, rows.examples, None)).detach()
 
     def combination(self, rows: Rows, multipliers: Tensor) -> Tensor:
         """``Σ_i λ_i ∂m_i/∂W``, flat, by one backward pass."""
@@ -333,23 +348,31 @@ class Problem:
 
     def _sides(self, rows: Rows) -> Rows:
         """The rows with a row for each way to take the sides of the units that are at a kink."""
-        if self.through or not self.kinks.modules:
+        if not self.has_units:
             return rows
         at_kink = []
         for _, some in rows.parts(self.batch_size):
-            with torch.no_grad(), self.kinks.observed() as met:
+            with self.kinks.observed() as plain, torch.no_grad():
                 self.model(some.perturbed)
-            if not met.before:
+            if not plain.before:
                 return rows
+            met = plain
+            if self.through:
+                with self.kinks.observed() as met:
+                    self.margins(some)
             near = [u.abs() <= TIE * u.abs().amax(dim=1, keepdim=True) for u in met.before]
+            # Where δ is formed, a unit at its kink is a jump of δ(W), which has no subdifferential.
+            for earlier in near[: len(near) - len(plain.before)]:
+                earlier.zero_()
             at_kink.append(torch.cat(near, dim=1))
         kinks = torch.cat(at_kink)
         self._units = kinks.shape[1]
         if not bool(kinks.any()):
             return rows
         # A unit that nothing above listens to (a dead one) has no second piece.
-        weight = self._signals(rows, kinks).masked_fill(~kinks, 0.0)
+        weight = self._signals(rows, kinks)
         kinks &= weight > TIE * weight.amax(dim=1, keepdim=True)
+        weight = weight.masked_fill(~kinks, 0.0)
         ranked = torch.argsort(weight, dim=1, descending=True)[:, :_MOST_KINKS]
         units = [
             row[held].tolist() for row, held in zip(ranked, kinks.gather(1, ranked), strict=True)
@@ -367,8 +390,7 @@ class Problem:
             rows.take(torch.tensor(origins, device=rows.labels.device)),
             sides=torch.tensor(sides, device=rows.labels.device),
         )
-        with torch.no_grad():
-            values = [self.margins(some) for _, some in pieces.parts(self.batch_size)]
+        values = [self.margins(some).detach() for _, some in pieces.parts(self.batch_size)]
         return replace(pieces, values=torch.cat(values))
 
     def _signals(self, rows: Rows, kinks: Tensor) -> Tensor:
@@ -393,13 +415,39 @@ class Problem:
         fixed[row, unit] = True
         return sides, fixed
 
-    def _perturbations(self, rows: Rows) -> Iterator[Tensor]:
-        if not isinstance(self.attack, FiniteSet):
-            yield rows.perturbed
-            return
-        for delta in self.attack.deltas:
-            alone = FiniteSet(delta.unsqueeze(0), p=self.attack.p, bounds=self.attack.bounds)
-            yield rows.clean + alone(self.model, rows.clean, rows.labels).delta
+    def _perturbations(self, rows: Rows, ties: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Perturbed examples that may attain the margins, (r, …), and the rows they are meant for."""
+        everything = torch.ones(len(rows), dtype=torch.bool, device=rows.labels.device)
+        if isinstance(self.attack, FiniteSet):
+            for delta in self.attack.deltas:
+                alone = FiniteSet(delta.unsqueeze(0), p=self.attack.p, bounds=self.attack.bounds)
+                yield rows.clean + alone(self.model, rows.clean, rows.labels).delta, everything
+        elif ties and self.signs and isinstance(self.attack, FGSM | ExactLinear):
+            yield from tied_perturbations(
+                self.attack, rows.clean, rows.perturbed, self._input_gradients(rows)
+            )
+        else:
+            yield rows.perturbed, everything
+
+    def _input_gradients(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """``∇_x m`` at the clean examples, (r, …), and its derivative along some direction of W."""
+        found, moved = [], []
+        generator = torch.Generator().manual_seed(0)
+        direction = [
+            torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p) for p in self.parameters
+        ]
+        for _, some in rows.parts(self.batch_size):
+            z = some.clean.detach().clone().requires_grad_()
+            m = margins_of(self.model(z), some.labels)
+            (g,) = torch.autograd.grad(m.sum(), z, create_graph=True)
+            v = torch.zeros_like(g, requires_grad=True)
+            slopes = torch.autograd.grad(
+                g, self.parameters, v, create_graph=True, materialize_grads=True
+            )
+            along = torch.stack([(s * d).sum() for s, d in zip(slopes, direction, strict=True)])
+            found.append(g.detach())
+            moved.append(torch.autograd.grad(along.sum(), v, materialize_grads=True)[0])
+        return torch.cat(found), torch.cat(moved)
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
