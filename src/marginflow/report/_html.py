@@ -24,13 +24,14 @@ from marginflow.report._statement import (
     setting,
     statement,
 )
-from marginflow.report._svg import describe, inline_svg, style_variables, symbols
+from marginflow.report._svg import describe, formula, inline_svg, style_variables, symbols
 from marginflow.report._tables import course_tables, final_table, layer_tables
 from marginflow.report._text import check_runs, run_names
 from marginflow.report._theme import theme_named
+from marginflow.report._verdicts import outcomes_table, theories
 from marginflow.runs import Run, write_atomically
 
-_PANEL_INCHES = 4.5  # legible when shrunk to a phone, not coarse when two stand on a desk
+_PANEL_INCHES = 3.6  # its letters are then about 11 pixels high on a phone, 12 on a desk
 
 
 def write_report(
@@ -39,9 +40,10 @@ def write_report(
     """Write the page of one run, or of several beside each other.
 
     Contents: the question and the answer in one sentence, the final numbers, the figures of
-    :func:`comparison`, the way there, the layers, the settings, the command lines that train
-    the runs again, and the versions. Everything lies in the one file, in light and dark colours and
-    for paper; strings from the runs are escaped. The same runs give the same bytes.
+    :func:`comparison`, the verdicts of ``marginflow verify`` where a run has them, the way there,
+    the layers, the settings, the command lines that train the runs again, and the versions.
+    Everything lies in the one file, in light and dark colours and for paper; strings from the
+    runs are escaped. The same runs give the same bytes.
 
     Args:
         runs: measured runs, in the order of their colours.
@@ -77,7 +79,7 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["symbols"] = symbols
+    environment.filters |= {"symbols": symbols, "formula": formula}
     return environment.get_template("report.html.j2").render(
         title=default_title(runs) if title is None else title,
         question=question(runs),
@@ -85,6 +87,8 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
         caveats=caveats(runs),
         final=final_table(runs),
         figures=_figures(runs),
+        theories=theories(runs),
+        outcomes=outcomes_table(runs),
         courses=course_tables(runs),
         course_title=_course_title(runs),
         remarks=remarks(runs),
