@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from marginflow.alignment import Alignment, matrices_along, measure_alignment
+from marginflow.alignment import Alignment, measure_alignment
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
 from marginflow.errors import MarginflowError, ModelError
@@ -103,16 +103,16 @@ def _curve(
 def _alignments(run: Run) -> dict[int, Alignment]:
     """By step, where the weights of a deep linear network were kept and no layer is 0."""
     try:
-        linear_layers(build(run.config["model"]))
-        kept = matrices_along(run)
+        model = build(run.config["model"])
+        linear_layers(model)  # refuses other networks
+        kept = run.trajectory()
     except (MarginflowError, KeyError, TypeError):
         return {}
+    names = [name for name, _ in model.named_parameters()]
     found = {}
-    for step, matrices in kept.items():
-        try:
-            found[step] = measure_alignment(matrices)
-        except ModelError:
-            continue
+    for step, weights in kept.items():
+        with contextlib.suppress(ModelError):
+            found[step] = measure_alignment(tuple(weights[name].double() for name in names))
     return found
 
 

@@ -19,7 +19,7 @@ _DROPPED = re.compile(
 _ID = re.compile(r"\sid=\"([^\"]*)\"")
 # Latin letters are only those that the paper's formulas use: names of runs are left alone.
 _SUBSCRIPT = re.compile(
-    r"(?<![A-Za-z_])(?P<letter>[α-ωΑ-ΩLGPVWcfmuvxyδ∂][\u0302-\u0304]?|max|min|‖)"
+    r"(?P<letter>(?<![A-Za-z_])(?:[α-ωΑ-ΩLGPVWcfmuvxyδ∂][\u0302-\u0304]?|max|min)|‖)"
     r"_(?P<below>\{[^}]*\}|min|max|[A-Za-zΠ0-9])(?![a-z])"
 )
 _SUPERSCRIPT = re.compile(r"\^(?:\{(?P<braced>[^}]*)\}|\((?P<round>[^)]*)\)|(?P<plain>-?[\w/]+))")
@@ -98,7 +98,9 @@ def formula(text: str) -> Markup:
 
 def _below(match: re.Match[str]) -> str:
     letter, below = match["letter"], match["below"].strip("{}").replace("-", "−")
-    return f"{letter}<sub>{below}</sub>" if len(letter) > 2 else f"<i>{letter}</i><sub>{below}</sub>"
+    return (
+        f"{letter}<sub>{below}</sub>" if len(letter) > 2 else f"<i>{letter}</i><sub>{below}</sub>"
+    )
 
 
 def _above(match: re.Match[str]) -> str:

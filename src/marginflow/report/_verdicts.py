@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marginflow.report._command import reproduction
 from marginflow.report._tables import Table, run_columns
 from marginflow.report._text import MISSING, run_names
 from marginflow.runs import Run
@@ -89,8 +90,12 @@ def outcomes_table(runs: Sequence[Run]) -> Table | None:
 def _theory(run: Run, name: str) -> Theory:
     if run.path is None:
         return Theory(name, "", "The run was kept in memory: mf.verify(run) judges it.", "")
-    command = f"marginflow verify {shlex.quote(f'runs/{run.name}')}"
     verdicts = _verdicts(run)
+    if verdicts is None and not reproduction(run)[0]:
+        return Theory(
+            name, "", f"Not judged: mf.verify, given what {name} was made of, does it.", ""
+        )
+    command = f"marginflow verify {shlex.quote(f'runs/{run.name}')}"
     if verdicts is None:
         damaged = (run.path / "verdicts.json").exists()
         remark = "verdicts.json cannot be read; write it again:" if damaged else _UNJUDGED
