@@ -98,9 +98,8 @@ def formula(text: str) -> Markup:
 
 def _below(match: re.Match[str]) -> str:
     letter, below = match["letter"], match["below"].strip("{}").replace("-", "−")
-    return (
-        f"{letter}<sub>{below}</sub>" if len(letter) > 2 else f"<i>{letter}</i><sub>{below}</sub>"
-    )
+    upright = letter in ("max", "min", "‖")
+    return f"{letter if upright else f'<i>{letter}</i>'}<sub>{below}</sub>"
 
 
 def _above(match: re.Match[str]) -> str:
