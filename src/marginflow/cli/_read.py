@@ -108,7 +108,7 @@ def run_report(
     paths: Sequence[Path], *, out: Path | None, title: str | None, form: str | None
 ) -> None:
     """Write the page, and the figures beside it if ``form`` is given; say where they lie."""
-    from marginflow.report import statement, write_figures, write_report
+    from marginflow.report import statement, write_panels, write_report
     from marginflow.runs import load_run
 
     if form is not None:
@@ -116,7 +116,7 @@ def run_report(
     runs = [load_run(path) for path in paths]
     target = out if out is not None else Path(paths[0]) / "report.html"
     page = write_report(runs, target, title=title)
-    figures = write_figures(runs, page.parent / "figures", form) if form is not None else []
+    figures = write_panels(runs, page.parent / "figures", form) if form is not None else []
     print(statement(runs))
     print(f"The report lies in {page}.")
     if figures:
@@ -126,7 +126,7 @@ def run_report(
 def run_comparison(paths: Sequence[Path], *, out: Path | None, form: str | None) -> None:
     """Print the table; draw the figure, each panel, or the page if ``out`` is given."""
     from marginflow.cli._tables import print_runs
-    from marginflow.report import comparison, save_figure, statement, write_figures, write_report
+    from marginflow.report import comparison, save_figure, statement, write_panels, write_report
     from marginflow.runs import load_run
 
     if len(paths) < 2:
@@ -141,7 +141,7 @@ def run_comparison(paths: Sequence[Path], *, out: Path | None, form: str | None)
     runs = [load_run(path) for path in paths]
     if out is not None:
         if form is not None:
-            write_figures(runs, out, form)
+            write_panels(runs, out, form)
         elif out.suffix == ".html":
             write_report(runs, out)
         else:

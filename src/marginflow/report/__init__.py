@@ -2,8 +2,8 @@
 
 from marginflow.report._curves import comparison
 from marginflow.report._draw import draw
-from marginflow.report._figures import write_figures
 from marginflow.report._html import write_report
+from marginflow.report._panel_files import write_panels
 from marginflow.report._save import save_figure
 from marginflow.report._statement import statement
 from marginflow.report._tables import comparison_table
@@ -14,6 +14,6 @@ __all__ = [
     "draw",
     "save_figure",
     "statement",
-    "write_figures",
+    "write_panels",
     "write_report",
 ]

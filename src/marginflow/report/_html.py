@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import marginflow
 from marginflow.errors import InputError
@@ -14,6 +15,7 @@ from marginflow.report._clock import is_flow
 from marginflow.report._command import reproduction
 from marginflow.report._curves import captioned_panels
 from marginflow.report._draw import draw
+from marginflow.report._panels import Captioned
 from marginflow.report._save import make_folder, rendered
 from marginflow.report._settings import settings_table, versions_table
 from marginflow.report._statement import (
@@ -30,6 +32,9 @@ from marginflow.report._text import check_runs, run_names
 from marginflow.report._theme import theme_named
 from marginflow.report._verdicts import outcomes_table, theories
 from marginflow.runs import Run, write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _PANEL_INCHES = 3.6  # its letters are then about 11 pixels high on a phone, 12 on a desk
 
@@ -67,40 +72,49 @@ def write_report(
     return path
 
 
-def _page(runs: Sequence[Run], title: str | None) -> str:
+def environment() -> Environment:
+    """The templates, escaping everything."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    check_runs(runs)
-    names = run_names(runs)
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("marginflow.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"symbols": symbols, "formula": formula}
-    return environment.get_template("report.html.j2").render(
-        title=default_title(runs) if title is None else title,
-        question=question(runs),
-        answer=statement(runs),
-        caveats=caveats(runs),
-        final=final_table(runs),
-        figures=_figures(runs),
-        theories=theories(runs),
-        outcomes=outcomes_table(runs),
-        courses=course_tables(runs),
-        course_title=_course_title(runs),
-        remarks=remarks(runs),
-        flows=any(map(is_flow, runs)),
-        layers=layer_tables(runs),
-        settings=settings_table(runs),
-        commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
-        versions=versions_table(runs),
-        palette=len(theme_named("light").palette),
-        light=style_variables("light"),
-        dark=style_variables("dark"),
-        marginflow_version=marginflow.__version__,
+    found.filters |= {"symbols": symbols, "formula": formula}
+    return found
+
+
+def _page(runs: Sequence[Run], title: str | None) -> str:
+    check_runs(runs)
+    names = run_names(runs)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=default_title(runs) if title is None else title,
+            question=question(runs),
+            answer=statement(runs),
+            caveats=caveats(runs),
+            final=final_table(runs),
+            figures=_figures(runs),
+            theories=theories(runs),
+            outcomes=outcomes_table(runs),
+            courses=course_tables(runs),
+            course_title=_course_title(runs),
+            remarks=remarks(runs),
+            flows=any(map(is_flow, runs)),
+            layers=layer_tables(runs),
+            settings=settings_table(runs),
+            commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
+            versions=versions_table(runs),
+            palette=len(theme_named("light").palette),
+            light=style_variables("light"),
+            dark=style_variables("dark"),
+            marginflow_version=marginflow.__version__,
+        )
     )
 
 
@@ -114,17 +128,16 @@ def _course_title(runs: Sequence[Run]) -> str:
 
 def _figures(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Every panel as a drawing of its own: a phone shows them below each other."""
-    figures: list[dict[str, str]] = []
-    for k, part in enumerate(captioned_panels(runs), start=1):
-        # The page has the title and the caption as text, where they can be read and searched.
-        alone = dataclasses.replace(part.panel, title="")
-        drawn = draw(FigureData(f"figure-{k}", "", "", (alone,)), width_inches=_PANEL_INCHES)
-        svg = inline_svg(rendered(drawn, "svg"), f"f{k}", describe(part.panel))
-        figures.append(
-            {
-                "title": part.panel.title,
-                "caption": f"{part.caption} {setting(runs)}.",
-                "svg": svg,
-            }
-        )
-    return figures
+    return [
+        _figure(dataclasses.replace(part, caption=f"{part.caption} {setting(runs)}."), f"f{k}")
+        for k, part in enumerate(captioned_panels(runs), start=1)
+    ]
+
+
+def _figure(part: Captioned, prefix: str) -> dict[str, str]:
+    """A panel as a drawing; ``prefix`` begins the names inside it, which the page shares."""
+    # The page has the title and the caption as text, where they can be read and searched.
+    alone = dataclasses.replace(part.panel, title="")
+    drawn = draw(FigureData("figure", "", "", (alone,)), width_inches=_PANEL_INCHES)
+    svg = inline_svg(rendered(drawn, "svg"), prefix, describe(part.panel))
+    return {"title": part.panel.title, "caption": part.caption, "svg": svg}

@@ -19,7 +19,7 @@ _INCHES = 4.5
 _WORDS = {"γ̂_m near zero": "margin near zero", "γ̂_m": "", "ρ_k": "", "ρ": "", "∇L": "gradient"}
 
 
-def write_figures(
+def write_panels(
     runs: Sequence[Run], folder: str | os.PathLike[str], form: str = "pdf"
 ) -> list[Path]:
     """Write each panel of :func:`comparison` as a file: ``normalised-margin.pdf``, ``loss.pdf`` …

@@ -9,8 +9,8 @@ import pytest
 
 from marginflow.cli import main
 from marginflow.errors import InputError, SpecificationError
-from marginflow.report import write_figures
-from marginflow.report._figures import file_name
+from marginflow.report import write_panels
+from marginflow.report._panel_files import file_name
 from marginflow.runs import Run
 
 MAGIC = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
@@ -18,7 +18,7 @@ MAGIC = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
 
 @pytest.mark.parametrize("form", MAGIC)
 def test_one_file_a_panel(adversarial: Run, tmp_path: Path, form: str) -> None:
-    paths = write_figures([adversarial], tmp_path / "new", form)
+    paths = write_panels([adversarial], tmp_path / "new", form)
     assert [path.name for path in paths] == [
         f"normalised-margin.{form}",
         f"adversarial-accuracy.{form}",
@@ -28,16 +28,16 @@ def test_one_file_a_panel(adversarial: Run, tmp_path: Path, form: str) -> None:
     ]
     first = paths[0].read_bytes()
     assert first.startswith(MAGIC[form])
-    assert write_figures([adversarial], tmp_path / "again", form)[0].read_bytes() == first
+    assert write_panels([adversarial], tmp_path / "again", form)[0].read_bytes() == first
     if form == "svg":  # 4.5 inches of 72 points
         assert re.search(rb'<svg[^>]* width="324pt"', first)
 
 
 def test_refusals(adversarial: Run, tmp_path: Path) -> None:
     with pytest.raises(SpecificationError, match="did you mean 'pdf'"):
-        write_figures([adversarial], tmp_path, "pdff")
+        write_panels([adversarial], tmp_path, "pdff")
     with pytest.raises(InputError, match="at least one run"):
-        write_figures([], tmp_path)
+        write_panels([], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
