@@ -115,7 +115,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A pair of training runs on images, and a deep linear run with its verdicts."""
+    """A pair of training runs on images with their certificates, a deep linear run with its verdicts."""
     root = tmp_path_factory.mktemp("runs")
     for name, attack in (("fgsm", "fgsm:eps=0.1"), ("standard", "none")):
         mf.train(
@@ -127,6 +127,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             epochs=40,
             out=root / name,
         )
+        assert main(["certify", str(root / name), "--fitted-only"]) == 0
     mf.train(
         "deep-linear:5,4",
         "separable:n=20,d=6,margin=0.3",
@@ -182,6 +183,7 @@ def test_the_page_in_a_browser(
             assert any(character.isdigit() for character in drawing["label"])
         if name == "pair":
             assert all(drawing["colors"] == 2 for drawing in drawings)
+            assert page.locator("img").count() >= 4  # of the support, as given and perturbed
         assert page.evaluate("[...document.images].every(i => i.alt && i.naturalWidth > 0)")
 
         tables = page.locator("table")

@@ -55,8 +55,9 @@ PACKAGES = {
         *("Tally", "find_jumps"),
     ],
     "kkt": [
-        *("Certificate", "Curve", "NearestKKTPoint", "Residuals", "kkt_certificate"),
-        "nearest_kkt_point",
+        *("Certificate", "Curve", "NearestKKTPoint", "Residuals", "RunCertificate"),
+        *("SavedCertificate", "certify_run", "kkt_certificate", "nearest_kkt_point"),
+        "read_certificate",
     ],
     "models": [
         *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "conv_linear", "deep_linear"),

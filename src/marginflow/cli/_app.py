@@ -314,6 +314,76 @@ def verify(
     raise typer.Exit(run_verification(run, attack=attack, data_dir=data_dir, as_json=json))
 
 
+@app.command(epilog="Example: marginflow certify runs/fgsm --attack fgsm:eps=0.1 --tau 2")
+def certify(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    attack: Annotated[
+        str | None,
+        typer.Option(help="Perturbation, or none; by default the one trained against."),
+    ] = None,
+    tau: Annotated[
+        float,
+        typer.Option(help="Multipliers where m_i ≤ (1 + τ) m_min; inf for all examples."),
+    ] = 2.0,
+    derivative: Annotated[
+        str, typer.Option(help="total (through the attack, Theorem 5) or detached.")
+    ] = "total",
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="exponential or logistic, in the paper's multipliers; by default the run's own."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    fitted_only: Annotated[
+        bool,
+        typer.Option("--fitted-only", help="Leave out the examples without a positive margin."),
+    ] = False,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest",
+            help="Also solve for the KKT point beside the network (at most 2000 weights; minutes).",
+        ),
+    ] = False,
+    max_support: Annotated[
+        int | None, typer.Option(help="Most examples with multipliers (default: up to 4000).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 1024,
+    memory: Annotated[int, typer.Option(help="MiB for the data of single examples.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of a random start.")] = 0,
+    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how far a trained network is from a KKT point of the max-margin problem.
+
+    All adversarial margins must be positive, or --fitted-only given. Writes certificate.json into
+    the run, which marginflow report shows.
+    """
+    from marginflow.cli._certify import run_certification
+
+    run_certification(
+        run,
+        {
+            "attack": attack,
+            "tau": tau,
+            "derivative": derivative,
+            "loss": loss,
+            "split": split,
+            "data_dir": data_dir,
+            "fitted_only": fitted_only,
+            "nearest": nearest,
+            "max_support": max_support,
+            "batch_size": batch_size,
+            "seed": seed,
+        },
+        memory=memory,
+        threads=threads,
+        as_json=json,
+    )
+
+
 @app.command(epilog="Example: marginflow reproduce fig6 fig7 --out runs/figures")
 def reproduce(
     figures: Annotated[list[str], typer.Argument(help="fig6, fig7, or all.")],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from marginflow._checks import choice, whole
-from marginflow.errors import InputError, RunError
+from marginflow.errors import InputError
 
 _FORMATS = ("pdf", "png", "svg")
 _FILES = (".html", *(f".{form}" for form in _FORMATS))
@@ -40,9 +40,8 @@ def run_measurement(
     run = mf.load_run(path)
     specs = list(attacks) or [run.config.get("measure_with", "none")]
     built = [mf.attacks.build(spec) for spec in specs]
-    data = mf.load(data_spec or run.config.get("data", ""), data_dir=data_dir)
-    if data_spec is None and data.fingerprint() != run.config.get("data_sha256"):
-        raise RunError(f"the data {data.name!r} are not those that the run was trained on")
+    given = None if data_spec is None else mf.load(data_spec, data_dir=data_dir)
+    data = run.load_data(data_dir=data_dir) if given is None else given
     if split == "test":
         if data.test is None:
             raise InputError(f"the data set {data.name!r} has no test split")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ _CAP = 4000
 _WORK = 1e12
 _GRID = 20
 _FROM = 1e-4
+_COLUMNS = 80
 
 
 class Residuals(NamedTuple):
@@ -76,7 +78,7 @@ class Certificate:
         curve: r as a function of τ, from ties to everything, or to ``max_support``.
         residuals: the three relative residuals with multipliers on *all* examples, in their order.
         paper_multipliers: Eq. (130) with its missing 1/n, (n,):
-            ``λ_i = ‖W‖ m_min^{(K−2)/K} |ℓ′(m_i)| / (n ‖∇L‖)``.
+            ``λ_i = ‖W‖ m_min^{(K−2)/K} |ℓ′(m_i)| / (n ‖∇L‖)``; 0 for an example that was left out.
         stationarity: χ of Definition 3 for the paper's multipliers, ``‖V − Σ λ_i ∂m_i‖``.
         complementarity: ``ξ = max_i λ_i (m_i/m_min − 1)`` for the same.
         complementarity_bound: ``ξ ≤ ‖W‖²/(e K m_min^{1+2/K})``; for another loss than the exponential
@@ -86,7 +88,7 @@ class Certificate:
         self_check: ``r² + K Σ λ_i m_i/‖W‖²`` in matching units, 1 for the best multipliers: r from
             the residual vector, the rest from the margins.
         solver_gap: the largest violated optimality condition of the best multipliers, as a cosine.
-        margins: m_i, (n,).
+        margins: m_i, (n,); those left out too (``fitted_only``), which are not positive.
         norm: ``‖W‖``.
         order: K.
         loss: name of the loss in the paper's multipliers.
@@ -119,27 +121,29 @@ class Certificate:
     derivative: str
     method: str
 
-    def __str__(self) -> str:
-        n, s, used = len(self.margins), len(self.support), int((self.multipliers > 0).sum())
-        within = f"m_i ≤ {1 + self.tau:g} m_min" if math.isfinite(self.tau) else "any margin"
-        cut = f", cut to the {s} smallest" if self.truncated else ""
-        lines = [
-            f"KKT certificate of min ½‖W‖² s.t. m_i ≥ 1 (Theorem 5): {self._verdict()}",
-            f"  best multipliers   r = {_number(self.residual)} on {s} of {n} examples ({within}{cut}), "
-            f"{used} of them positive; {1 - self.residual**2:.1%} of ‖W‖² explained",
-            f"  all examples       paper {_number(self.residuals.paper)} ≥ tangential "
-            f"{_number(self.residuals.tangential)} ≥ best {_number(self.residuals.best)}",
-            f"  paper's (130)      χ = {self.stationarity:.3g}, ξ = {self.complementarity:.3g} "
-            f"(at most {self.complementarity_bound:.3g}), 1 − cos β = {self.cosine_gap:.3g}, "
-            f"loss {self.loss}",
-            f"  network            m_min = {float(self.margins.min()):.4g}, ‖W‖ = {self.norm:.4g}, "
-            f"K = {self.order:g}, attack {self.attack}, derivative {self.derivative}",
-            f"  checks             r² + KΣλm/‖W‖² − 1 = {self.self_check - 1:.0e}, "
-            f"optimality to {self.solver_gap:.0e} ({self.method})",
-        ]
-        return "\n".join(lines)
+    @property
+    def fitted(self) -> Tensor:
+        """The indices of the examples that are certified: those with ``m_i > 0``, ascending."""
+        return torch.nonzero(self.margins > 0).squeeze(1)
 
-    def _verdict(self) -> str:
+    @property
+    def left_out(self) -> int:
+        """How many examples have no positive margin; 0 unless ``fitted_only`` was asked for."""
+        return int((self.margins <= 0).sum())
+
+    @property
+    def smallest_margin(self) -> float:
+        """``m_min``, of the examples that are certified."""
+        return float(self.margins[self.fitted].min())
+
+    @property
+    def explained(self) -> float:
+        """``1 − r²``, the share of ``‖W‖²`` that the margins' gradients explain."""
+        return 1 - self.residual**2
+
+    @property
+    def verdict(self) -> str:
+        """How near that is, in words."""
         if self.residual <= 1e-6:
             return "a KKT point, to the accuracy of r"
         if self.residual <= 0.1:
@@ -147,6 +151,73 @@ class Certificate:
         if self.residual <= 0.7:
             return "on the way to a KKT point"
         return "far from a KKT point, as networks in practice are"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: every number but those of the examples outside the support.
+
+        What is not finite becomes None; so does τ where it is infinite.
+        """
+        curve = self.curve
+        chosen = self.support
+        return {
+            "verdict": self.verdict,
+            "residual": self.residual,
+            "explained": self.explained,
+            "tau": _finite(self.tau),
+            "examples": len(self.fitted),
+            "left_out": self.left_out,
+            "truncated": self.truncated,
+            "curve": {
+                "taus": [_finite(value) for value in curve.taus.tolist()],
+                "residuals": curve.residuals.tolist(),
+                "supports": curve.supports.tolist(),
+            },
+            "residuals": self.residuals._asdict(),
+            "stationarity": _finite(self.stationarity),
+            "complementarity": _finite(self.complementarity),
+            "complementarity_bound": _finite(self.complementarity_bound),
+            "cosine": self.cosine,
+            "cosine_gap": self.cosine_gap,
+            "self_check": self.self_check,
+            "solver_gap": self.solver_gap,
+            "smallest_margin": self.smallest_margin,
+            "norm": self.norm,
+            "order": self.order,
+            "loss": self.loss,
+            "attack": self.attack,
+            "derivative": self.derivative,
+            "method": self.method,
+            "support": {
+                "indices": chosen.tolist(),
+                "multipliers": self.multipliers.tolist(),
+                "paper_multipliers": self.paper_multipliers[chosen].tolist(),
+                "margins": self.margins[chosen].tolist(),
+            },
+        }
+
+    def __str__(self) -> str:
+        n, s, used = len(self.fitted), len(self.support), int((self.multipliers > 0).sum())
+        within = f"m_i ≤ {1 + self.tau:g} m_min" if math.isfinite(self.tau) else "any margin"
+        cut = f", cut to the {s} smallest" if self.truncated else ""
+        left_out = f"{self.left_out} with m_i ≤ 0 are left out" if self.left_out else ""
+        parts = {
+            "verdict": self.verdict,
+            "examples": f"{n} of {len(self.margins)}, {left_out}" if left_out else f"{n}",
+            "best multipliers": f"r = {_number(self.residual)} on {s} of {n} examples "
+            f"({within}{cut}), {used} of them positive; {_percent(self.explained)} of ‖W‖² explained",
+            "all examples": f"paper {_number(self.residuals.paper)} ≥ tangential "
+            f"{_number(self.residuals.tangential)} ≥ best {_number(self.residuals.best)}",
+            "paper's (130)": f"χ = {self.stationarity:.3g}, ξ = {self.complementarity:.3g} "
+            f"(at most {self.complementarity_bound:.3g}), 1 − cos β = {self.cosine_gap:.3g}, "
+            f"loss {self.loss}",
+            "network": f"m_min = {self.smallest_margin:.4g}, ‖W‖ = {self.norm:.4g}, "
+            f"K = {self.order:g}",
+            "perturbation": f"{self.attack}, derivative {self.derivative}",
+            "checks": f"r² + KΣλm/‖W‖² − 1 = {self.self_check - 1:.0e}, "
+            f"optimality to {self.solver_gap:.0e} ({self.method})",
+        }
+        lines = ["KKT certificate of min ½‖W‖² s.t. m_i ≥ 1 (Theorem 5)"]
+        return "\n".join(lines + [labelled(title, text) for title, text in parts.items()])
 
 
 def kkt_certificate(
@@ -159,6 +230,7 @@ def kkt_certificate(
     tau: float = 2.0,
     taus: Sequence[float] | None = None,
     derivative: Derivative = "total",
+    fitted_only: bool = False,
     max_support: int | None = None,
     batch_size: int = 1024,
     memory: int = 2**30,
@@ -188,6 +260,8 @@ def kkt_certificate(
         taus: where to evaluate the curve; by default 0 and a log-spaced grid up to everything.
         derivative: ``total`` differentiates through δ(W), as Theorem 5 needs; ``detached`` holds δ
             fixed. Both agree where δ is an exact inner maximum or made of signs.
+        fitted_only: leave out the examples whose margin is not positive, instead of refusing
+            them: the certificate is that of the problem without their constraints.
         max_support: the most examples that may have multipliers; by default 4000, and fewer where
             per-example gradients are needed and W is large.
         batch_size: examples per pass.
@@ -199,8 +273,8 @@ def kkt_certificate(
         the certificate.
 
     Raises:
-        InputError: margins that are not all positive, τ < 0, cross-entropy, an attack that is not
-            scale invariant.
+        InputError: margins that are not all positive, or with ``fitted_only`` none, τ < 0,
+            cross-entropy, an attack that is not scale invariant.
         NotHomogeneousError: the network is not multi-homogeneous.
         ModelError: a zero layer, margins that are not finite.
         DataError: labels or shapes that do not fit.
@@ -227,13 +301,15 @@ def kkt_certificate(
             seed=seed,
             batch_size=batch_size,
         )
-        survey = problem.survey(max_support or _CAP, scorer)
-        refuse_negative(survey.margins)
+        survey = problem.survey(max_support or _CAP, scorer, fitted_only=fitted_only)
+        if not fitted_only:
+            refuse_negative(survey.margins)
         cone, engine = _cone(problem, survey, max_support, memory)
         levels, points, chosen, last = _along(cone, survey, tau, asked)
         best = _best_of_all(cone, survey, last)
 
-    m_min = float(survey.margins.min())
+    fitted = survey.margins[survey.margins > 0]
+    m_min = float(fitted.min())
     order, norm = problem.order, cone.norm
     unit = survey.gradient / torch.linalg.vector_norm(survey.gradient)
     direction = cone.weights / norm
@@ -246,8 +322,8 @@ def kkt_certificate(
     size = float(torch.linalg.vector_norm(survey.gradient))
     to_v = power(m_min, (order - 2) / order)
     paper_multipliers = survey.weights * (norm * to_v / size)
-    logs = scorer.log_slopes(survey.margins) + survey.margins
-    excess = math.exp(float(logs.max() - logs[survey.margins.argmin()]))
+    logs = scorer.log_slopes(fitted) + fitted
+    excess = math.exp(float(logs.max() - logs[fitted.argmin()]))
 
     r = len(chosen.multipliers)
     rows = cone.rows.take(slice(0, r))
@@ -267,7 +343,7 @@ def kkt_certificate(
         multipliers=multipliers,
         adversarial_examples=rows.perturbed.cpu()[first],
         tau=tau,
-        truncated=int((survey.margins <= limit).sum()) > len(support),
+        truncated=int((fitted <= limit).sum()) > len(support),
         curve=Curve(
             torch.tensor(levels, dtype=torch.float64),
             # The multipliers of a smaller τ are allowed for a larger one.
@@ -277,7 +353,9 @@ def kkt_certificate(
         residuals=Residuals(paper, tangential, min(best, tangential)),
         paper_multipliers=paper_multipliers,
         stationarity=norm / power(m_min, 1 / order) * paper,
-        complementarity=float((paper_multipliers * (survey.margins / m_min - 1)).max()),
+        complementarity=float(
+            (paper_multipliers * (survey.margins / m_min - 1)).clamp(min=0).max()
+        ),
         complementarity_bound=excess * norm**2 / (math.e * order * power(m_min, 1 + 2 / order)),
         cosine=cosine,
         cosine_gap=gap,
@@ -293,9 +371,30 @@ def kkt_certificate(
     )
 
 
+def labelled(title: str, text: str) -> str:
+    """``text`` beside its title, in lines of at most 80 columns."""
+    lead = f"  {title:<19}"
+    return textwrap.fill(
+        text,
+        _COLUMNS,
+        initial_indent=lead,
+        subsequent_indent=" " * len(lead),
+        break_on_hyphens=False,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _number(residual: float) -> str:
     """Enough digits near 1, where residuals crowd, and near 0."""
     return f"{residual:.6f}" if residual > 1e-3 else f"{residual:.2e}"
+
+
+def _percent(share: float) -> str:
+    """Three digits, and six near 100%, where it matters how near."""
+    return f"{100 * share:.3g}%" if share < 0.995 else f"{100 * share:.6g}%"
 
 
 def _tau(name: str, value: float) -> float:
@@ -309,7 +408,8 @@ def refuse_negative(margins: Tensor) -> None:
         raise InputError(
             f"{bad} of {len(margins)} margins are not positive (the smallest is {float(margins.min()):.3g}), "
             "so no multiple of W satisfies m_i ≥ 1 and there is no KKT point in its direction; train until "
-            "every adversarial margin is positive, reduce eps, or certify the examples that have one"
+            "every adversarial margin is positive, reduce eps, or certify only the examples that have "
+            "one (fitted_only=True; --fitted-only)"
         )
 
 
@@ -353,6 +453,6 @@ def _along(
 
 def _best_of_all(cone: Cone, survey: Survey, last: Nearest) -> float:
     """R with multipliers on all examples; those without a row share one, in the paper's ratios."""
-    if cone.examples(len(cone.rows)) < len(survey.margins):
+    if cone.examples(len(cone.rows)) < int((survey.margins > 0).sum()):
         return cone.with_direction(survey.gradient, last.scaled)
     return last.residual

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from marginflow.alignment import angle
 from marginflow.attacks import Attack
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
-from marginflow.kkt._certificate import Certificate, kkt_certificate, refuse_negative
+from marginflow.kkt._certificate import Certificate, kkt_certificate, labelled, refuse_negative
 from marginflow.kkt._problem import Problem
 from marginflow.kkt._search import REACHED, Search
 from marginflow.losses import get_loss
@@ -47,6 +49,39 @@ class NearestKKTPoint:
     rounds: int
     advice: str = ""
 
+    @property
+    def gain(self) -> float:
+        """``γ̂_m`` of the point over that of the network, less 1: what is left to gain."""
+        return self.margin / self.margin_before - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "residual": self.residual,
+            "margin": self.margin,
+            "margin_before": self.margin_before,
+            "gain": self.gain,
+            "angle": self.angle,
+            "converged": self.converged,
+            "rounds": self.rounds,
+            "advice": self.advice,
+            "support": self.certificate.support.tolist(),
+        }
+
+    def __str__(self) -> str:
+        found = "found" if self.converged else "not reached"
+        left = f"{self.gain:.2%}" if self.gain < 1 else f"a factor of {1 + self.gain:.3g}"
+        left = left if self.converged else f"at least {left}"
+        parts = {
+            "residual": f"r = {self.residual:.1e}, support {len(self.certificate.support)} examples",
+            "margin": f"γ̂_m = {self.margin:.6g}, {self.margin_before:.6g} before: {left} left to gain",
+            "angle": f"{self.angle:.4g} rad ({math.degrees(self.angle):.3g}°) from the network",
+        }
+        if self.advice:
+            parts["advice"] = self.advice
+        lines = [f"KKT point near the network's direction: {found}"]
+        return "\n".join(lines + [labelled(title, text) for title, text in parts.items()])
+
 
 def nearest_kkt_point(
     model: nn.Module,
@@ -79,10 +114,7 @@ def nearest_kkt_point(
         NotHomogeneousError, ModelError, DataError: as for :func:`kkt_certificate`.
     """
     whole("max_iterations", max_iterations, least=1)
-    if attack is not None and attack.random:
-        raise InputError(
-            "expected an attack without a random start: the margins must be functions of W"
-        )
+    check_nearest(model, attack)
     with torch.enable_grad():
         # A small problem with scipy in its middle: on the CPU.
         problem = Problem(
@@ -97,11 +129,6 @@ def nearest_kkt_point(
             curvature=True,
         )
         start = problem.weights
-        if len(start) > _MOST_WEIGHTS:
-            raise InputError(
-                f"nearest_kkt_point: expected at most {_MOST_WEIGHTS} trainable weights, got {len(start)}; "
-                "freeze layers, take a narrower network, or train on and certify"
-            )
         survey = problem.survey(len(y), get_loss("exponential"))
         refuse_negative(survey.margins)
         m_min = float(survey.margins.min())
@@ -132,3 +159,21 @@ def nearest_kkt_point(
         rounds=search.rounds,
         advice="" if converged else search.advice(certificate.residual),
     )
+
+
+def check_nearest(model: nn.Module, attack: Attack | None) -> None:
+    """Refuse what :func:`nearest_kkt_point` cannot do, before anything is computed.
+
+    Raises:
+        InputError: too many weights, a random start.
+    """
+    if attack is not None and attack.random:
+        raise InputError(
+            "expected an attack without a random start: the margins must be functions of W"
+        )
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if weights > _MOST_WEIGHTS:
+        raise InputError(
+            f"nearest_kkt_point: expected at most {_MOST_WEIGHTS} trainable weights, got {weights}; "
+            "freeze layers, take a narrower network, or train on and certify"
+        )

@@ -86,7 +86,7 @@ class Survey:
         margins: m_i, (n,), on the CPU.
         nearest: one row for each of the smallest margins, in ascending order.
         gradient: ``g = Σ_i w_i ∂m_i/∂W`` over all examples, flat, with the weights w.
-        weights: ``w_i = |ℓ′(m_i)| / max_j |ℓ′(m_j)|``, (n,), on the CPU.
+        weights: ``w_i = |ℓ′(m_i)| / max_j |ℓ′(m_j)|``, (n,), on the CPU; 0 for examples left out.
     """
 
     margins: Tensor
@@ -181,8 +181,11 @@ class Problem:
             for p, part in zip(self.parameters, torch.split(weights, sizes), strict=True):
                 p.copy_(part.view_as(p))
 
-    def survey(self, keep: int, loss: Loss) -> Survey:
-        """All margins, the ``keep`` smallest as rows, and the gradient of the loss of the margins."""
+    def survey(self, keep: int, loss: Loss, *, fitted_only: bool = False) -> Survey:
+        """All margins, the ``keep`` smallest as rows, and the gradient of the loss of the margins.
+
+        With ``fitted_only`` examples without a positive margin have the weight 0, and no row.
+        """
         like, n = self.parameters[0], len(self.y)
         generator = torch.Generator().manual_seed(self.seed)
         gradient = torch.zeros_like(self.weights)
@@ -200,19 +203,27 @@ class Problem:
                 raise ModelError("the margins are not finite; check the weights and the data")
             # A running maximum as reference: one pass, and nothing over- or underflows.
             log_slopes = loss.log_slopes(m.detach())
+            left_out = (m.detach() <= 0) & fitted_only
+            log_slopes = log_slopes.masked_fill(left_out, -torch.inf)
+            margins.append(m.detach().cpu())
+            slopes.append(log_slopes.cpu())
+            if bool(left_out.all()):
+                continue
             greater = max(reference, float(log_slopes.max()))
             gradient *= torch.exp(gradient.new_tensor(reference - greater))
             reference = greater
             gradient += self._gradient((torch.exp(log_slopes - reference) * m).sum())
-            margins.append(m.detach().cpu())
-            slopes.append(log_slopes.cpu())
             rivals = _rivals(outputs.detach(), y)
             sides = torch.empty((len(y), 0, 2), dtype=torch.int64, device=like.device)
             found = Rows(examples.to(like.device), x, z.detach(), y, rivals, m.detach(), sides)
+            found = found.take(~left_out)
             nearest = found if nearest is None else Rows.joined([nearest, found])
             nearest = nearest.take(torch.argsort(nearest.values, stable=True)[:keep])
         if nearest is None:
-            raise DataError("expected at least one example, got none")
+            raise InputError(
+                f"none of the {n} margins is positive, so there is no example to certify; train until "
+                "some adversarial margins are positive, or reduce eps"
+            )
         weights = torch.exp(torch.cat(slopes) - reference)
         return Survey(torch.cat(margins), nearest, gradient, weights)
 

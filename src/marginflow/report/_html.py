@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import marginflow
 from marginflow.errors import InputError
 from marginflow.experiments import FigureData
+from marginflow.report._certificate import certificate_section
 from marginflow.report._clock import is_flow
 from marginflow.report._command import reproduction
 from marginflow.report._curves import captioned_panels
@@ -46,9 +47,9 @@ def write_report(
 
     Contents: the question and the answer in one sentence, the final numbers, the figures of
     :func:`comparison`, the verdicts of ``marginflow verify`` where a run has them, the way there,
-    the layers, the settings, the command lines that train the runs again, and the versions.
-    Everything lies in the one file, in light and dark colours and for paper; strings from the
-    runs are escaped. The same runs give the same bytes.
+    the layers, the certificates that lie in the run directories, the settings, the command lines
+    that train the runs again, and the versions. Everything lies in the one file, in light and
+    dark colours and for paper; strings from the runs are escaped. The same runs give the same bytes.
 
     Args:
         runs: measured runs, in the order of their colours.
@@ -60,7 +61,7 @@ def write_report(
 
     Raises:
         InputError: no runs, or a path that does not end in ``.html``.
-        RunError: a run without measurements.
+        RunError: a run without measurements, a damaged certificate.
         StorageError: the file system refuses; an old page is then untouched.
     """
     path = Path(path)
@@ -90,6 +91,7 @@ def environment() -> Environment:
 def _page(runs: Sequence[Run], title: str | None) -> str:
     check_runs(runs)
     names = run_names(runs)
+    certificate = certificate_section(runs)
     return (
         environment()
         .get_template("report.html.j2")
@@ -107,6 +109,8 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
             remarks=remarks(runs),
             flows=any(map(is_flow, runs)),
             layers=layer_tables(runs),
+            certificate=certificate,
+            residuals=certificate and _figure(certificate.curves, "r"),
             settings=settings_table(runs),
             commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
             versions=versions_table(runs),

@@ -81,7 +81,7 @@ def _place(x: float) -> str:
 def symbols(text: str) -> Markup:
     """``text`` escaped, with γ̂_m, ρ_k and c_k set as symbols and ℓ∞-PGD kept on one line."""
     text = re.sub("(?<=ℓ[2∞])-", "\u2011", text)
-    found = re.compile(r"(γ̂|ρ|c)_(m|k)\b|(?<!\w)(m)_(i)\b")
+    found = re.compile(r"(γ̂|ρ|c)_(m|k)\b|(?<!\w)(m|λ)_(i|min)\b")
     return Markup(
         found.sub(
             lambda m: f"<i>{m[1] or m[3]}</i><sub>{m[2] or m[4]}</sub>",

@@ -1,7 +1,7 @@
 """Runs on disk: configuration, metrics, checkpoints, each either whole or absent."""
 
 from marginflow.runs._directory import FORMAT_VERSION, Checkpoint, RunDirectory
-from marginflow.runs._files import write_atomically
+from marginflow.runs._files import storing, write_atomically
 from marginflow.runs._run import Run, load_run
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "Run",
     "RunDirectory",
     "load_run",
+    "storing",
     "write_atomically",
 ]

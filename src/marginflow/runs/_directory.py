@@ -39,6 +39,8 @@ _OWN = (
     "report.html",
     "verdicts.json",
     "audit.json",
+    "certificate.json",
+    "certificate",
 )
 
 _log = logging.getLogger("marginflow")
@@ -153,8 +155,9 @@ class RunDirectory:
 
         Only under the lock, when nobody else can be writing them.
         """
-        for folder in (self.path, self.path / "checkpoints", self.path / "trajectory"):
-            for prefix in (*(f".{name}." for name in _OWN), ".step-"):
+        for name in (".", "checkpoints", "trajectory", "certificate"):
+            folder = self.path / name
+            for prefix in (*(f".{name}." for name in _OWN), ".step-", ".support-"):
                 for path in folder.glob(f"{prefix}*"):
                     with storing(path):
                         path.unlink()

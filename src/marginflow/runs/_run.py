@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from marginflow.errors import RunError
+from marginflow.datasets import Dataset, load
+from marginflow.errors import InputError, RunError, SpecificationError
 from marginflow.models import build, load_weights
-from marginflow.runs._directory import RunDirectory
+from marginflow.runs._directory import Checkpoint, RunDirectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +67,51 @@ class Run:
             for step, weights in RunDirectory(self.path).read_weights().items()
         }
 
-    def load_model(self, into: nn.Module | None = None) -> nn.Module:
+    def load_data(
+        self, data: Dataset | None = None, *, data_dir: str | os.PathLike[str] | None = None
+    ) -> Dataset:
+        """The data set that the run was trained on.
+
+        Args:
+            data: the data set itself, where its name does not say it all; it is checked.
+            data_dir: folder of the MNIST files, if they are what is loaded.
+
+        Raises:
+            RunError: other data than those of the run.
+            InputError: data that must be given, or that are not there.
+        """
+        if data is None:
+            try:
+                data = load(str(self.config.get("data")), data_dir=data_dir)
+            except SpecificationError:
+                raise InputError(
+                    f"the run was trained on data {self.config.get('data')!r} that cannot be loaded by "
+                    "name; give them: data=…"
+                ) from None
+        if data.fingerprint() != self.config.get("data_sha256"):
+            raise RunError(f"the data {data.name!r} are not those that the run was trained on")
+        return data
+
+    def checkpoint(self) -> Checkpoint:
+        """The last whole checkpoint.
+
+        Raises:
+            RunError: there is none.
+        """
+        found = None if self.path is None else RunDirectory(self.path).latest_checkpoint()
+        if found is None:
+            raise RunError(f"the run {self.name!r} has no checkpoint yet")
+        return found
+
+    def load_model(
+        self, into: nn.Module | None = None, *, checkpoint: Checkpoint | None = None
+    ) -> nn.Module:
         """The network with the weights of the last whole checkpoint.
 
         Args:
             into: a model of the same architecture; needed when the run trained a model
                 that is not one of :mod:`marginflow.models`.
+            checkpoint: the checkpoint, if it was read already.
 
         Raises:
             RunError: no checkpoint, or ``into`` is needed.
@@ -81,9 +121,7 @@ class Run:
             if self.model is None:
                 raise RunError("this run was kept in memory without its model")
             return self.model
-        checkpoint = RunDirectory(self.path).latest_checkpoint()
-        if checkpoint is None:
-            raise RunError(f"the run {self.name!r} has no checkpoint yet")
+        checkpoint = checkpoint or self.checkpoint()
         weights = {
             name.removeprefix("model."): value
             for name, value in checkpoint.tensors.items()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from marginflow.alignment import Alignment, matrices_along, measure_alignment
 from marginflow.attacks import Attack, ExactLinear
 from marginflow.attacks import build as build_attack
-from marginflow.datasets import Dataset, load
+from marginflow.datasets import Dataset
 from marginflow.errors import InputError, ModelError, RunError, SpecificationError
 from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity
 from marginflow.losses import Loss, get_loss
@@ -87,19 +87,7 @@ class Evidence:
         self.attack = _attack_of(self.config, attack)
         """The attack trained against, or None."""
         self._architecture = model
-        if data is None:
-            try:
-                data = load(str(self.config.get("data")), data_dir=data_dir)
-            except SpecificationError:
-                raise InputError(
-                    f"verify: the run was trained on data {self.config.get('data')!r} that cannot be "
-                    "loaded by name; give them: verify(run, data=…)"
-                ) from None
-        if data.fingerprint() != self.config.get("data_sha256"):
-            raise RunError(
-                f"verify: the data {data.name!r} are not those that the run was trained on"
-            )
-        self.data = data
+        self.data = run.load_data(data, data_dir=data_dir)
 
     @property
     def is_flow(self) -> bool:
