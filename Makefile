@@ -1,6 +1,6 @@
 # make demo         train on the bundled digits, measure, draw the report
 # make test         lint, types, import floors, tests
-# make test-extras  tests against other people's libraries, in an environment of their own
+# make test-extras  other people's libraries, the report in a browser; an environment of their own
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,8 +38,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(EXTRAS)/.installed: pyproject.toml constraints.txt constraints-extras.txt
 	$(PYTHON) -m venv --clear $(EXTRAS)
-	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt torch --editable '.[dev,attack-libraries]'
+	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt torch --editable '.[dev,attack-libraries,browser]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(EXTRAS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .artefacts

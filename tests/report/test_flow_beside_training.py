@@ -34,6 +34,8 @@ def test_a_training_run_beside_a_flow(flow: Run, descent: Run) -> None:
         "Margin against ln t",
         "Loss times t",
         "Angle of W and ∇L",
+        "Alignment of the layers",
+        "Distance to a KKT point",
     ]
     assert {panel.xlabel for panel in found.values()} == {"ln t"}
     margin = found["Normalised margin γ̂_m"]

@@ -135,7 +135,7 @@ def test_structure(pair: Page) -> None:
         "meta"
     )
     assert len(pair.all("h1")) == 1
-    assert len(pair.all("h2")) == 8
+    assert len(pair.all("h2")) == 9
     tables = pair.all("table")
     assert len(tables) == len(pair.all("caption")) == 6
     assert all(cell.get("scope") in ("col", "row") for cell in pair.all("th"))
@@ -261,7 +261,9 @@ def test_the_command_line_says_what_the_configuration_says(make_run: Make, tmp_p
         "out": "runs/my run; rm -rf $HOME",
     }
     shown = page_of([run], tmp_path).text("pre")
-    assert options_of([shown]) == options
+    verify, train = shown.split("marginflow ")[1:]
+    assert shlex.split(verify) == ["verify", "runs/my run; rm -rf $HOME"]
+    assert options_of([f"marginflow {train}"]) == options
 
 
 def test_the_command_line_trains_the_same_run_again() -> None:

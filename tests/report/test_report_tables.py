@@ -31,6 +31,7 @@ def test_the_public_names() -> None:
         "draw",
         "save_figure",
         "statement",
+        "write_panels",
         "write_report",
     ]
     assert all(hasattr(marginflow.report, name) for name in marginflow.report.__all__)

@@ -93,8 +93,8 @@ def test_several_runs_under_one_attack(make_run: Make) -> None:
     ]
     text = statement(runs)
     assert text.startswith(
-        "Measured under FGSM, ε = 0.15 on digits:3,8 (r0: n = 286, seed 0; r1: n = 286, seed 1; "
-        "r2: n = 286, seed 2), r1 ends with the largest normalised margin of 3 runs, γ̂_m = 5.00 × 10⁻³"
+        "Measured under FGSM, ε = 0.15 on digits:3,8 (n = 286, seeds 0, 1, 2), "
+        "r1 ends with the largest normalised margin of 3 runs, γ̂_m = 5.00 × 10⁻³"
     )
     assert "and r2 with the smallest, γ̂_m = −1.00 × 10⁻³" in text
     assert question(runs).startswith("Which of these runs")

@@ -263,24 +263,35 @@ def report(
         Path | None, typer.Option("--out", "-o", help="HTML file (default: RUN/report.html).")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="Also write each figure, into figures/: pdf, svg or png."),
+    ] = None,
 ) -> None:
     """Turn runs into one self-contained HTML page."""
     from marginflow.cli._read import run_report
 
-    run_report(runs, out=out, title=title)
+    run_report(runs, out=out, title=title, form=form)
 
 
 @app.command(epilog="Example: marginflow compare runs/fgsm runs/standard --out margins.pdf")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also draw them: .svg, .png, .pdf or .html.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Also draw them: .svg, .png, .pdf or .html; a folder with --format."
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="Write each figure as a file into --out: pdf, svg or png."),
     ] = None,
 ) -> None:
     """Lay several runs beside each other: a table, and a figure if asked for."""
     from marginflow.cli._read import run_comparison
 
-    run_comparison(runs, out=out)
+    run_comparison(runs, out=out, form=form)
 
 
 @app.command(epilog="Example: marginflow verify runs/linear")

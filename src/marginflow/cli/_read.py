@@ -9,6 +9,9 @@ from pathlib import Path
 from marginflow._checks import choice, whole
 from marginflow.errors import InputError
 
+_FORMATS = ("pdf", "png", "svg")
+_FILES = (".html", *(f".{form}" for form in _FORMATS))
+
 
 def run_measurement(
     path: Path,
@@ -100,29 +103,45 @@ def run_measurement(
     print_table([f"{split}, n = {data.n}", *(f"({i})" for i in range(1, len(results) + 1))], rows)
 
 
-def run_report(paths: Sequence[Path], *, out: Path | None, title: str | None) -> None:
-    """Write the page and say where it lies."""
-    from marginflow.report import statement, write_report
+def run_report(
+    paths: Sequence[Path], *, out: Path | None, title: str | None, form: str | None
+) -> None:
+    """Write the page, and the figures beside it if ``form`` is given; say where they lie."""
+    from marginflow.report import statement, write_panels, write_report
     from marginflow.runs import load_run
 
+    if form is not None:
+        choice("--format", form, _FORMATS)
     runs = [load_run(path) for path in paths]
     target = out if out is not None else Path(paths[0]) / "report.html"
     page = write_report(runs, target, title=title)
+    figures = write_panels(runs, page.parent / "figures", form) if form is not None else []
     print(statement(runs))
     print(f"The report lies in {page}.")
+    if figures:
+        print(f"{len(figures)} figures lie in {figures[0].parent}.")
 
 
-def run_comparison(paths: Sequence[Path], *, out: Path | None) -> None:
-    """Print the table; draw the figure or write the page if ``out`` is given."""
+def run_comparison(paths: Sequence[Path], *, out: Path | None, form: str | None) -> None:
+    """Print the table; draw the figure, each panel, or the page if ``out`` is given."""
     from marginflow.cli._tables import print_runs
-    from marginflow.report import comparison, save_figure, statement, write_report
+    from marginflow.report import comparison, save_figure, statement, write_panels, write_report
     from marginflow.runs import load_run
 
     if len(paths) < 2:
         raise InputError("compare: expected at least two run directories, got one")
+    if form is not None:
+        choice("--format", form, _FORMATS)
+        if out is None or out.suffix in _FILES:
+            raise InputError(
+                f"--out: expected a folder for the {form} files of --format, "
+                f"got {'nothing' if out is None else repr(str(out))}"
+            )
     runs = [load_run(path) for path in paths]
     if out is not None:
-        if out.suffix == ".html":
+        if form is not None:
+            write_panels(runs, out, form)
+        elif out.suffix == ".html":
             write_report(runs, out)
         else:
             save_figure(comparison(runs), out)

@@ -3,8 +3,17 @@
 from marginflow.report._curves import comparison
 from marginflow.report._draw import draw
 from marginflow.report._html import write_report
+from marginflow.report._panel_files import write_panels
 from marginflow.report._save import save_figure
 from marginflow.report._statement import statement
 from marginflow.report._tables import comparison_table
 
-__all__ = ["comparison", "comparison_table", "draw", "save_figure", "statement", "write_report"]
+__all__ = [
+    "comparison",
+    "comparison_table",
+    "draw",
+    "save_figure",
+    "statement",
+    "write_panels",
+    "write_report",
+]

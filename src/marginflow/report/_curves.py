@@ -25,6 +25,7 @@ from marginflow.report._panels import (
     panel_of,
     value_of,
 )
+from marginflow.report._path_panels import alignment, residuals
 from marginflow.report._statement import (
     caveats,
     default_title,
@@ -59,6 +60,9 @@ def comparison(runs: Sequence[Run], title: str | None = None) -> FigureData:
     As soon as one of the runs is a gradient flow, all are drawn against ln t (a training run at
     t = Σ η), with ℓ/ρ beside γ̂_m, logarithmic axes of norms, and in place of the loss what
     theory predicts: ``ρ γ̂_m / ln t → 1``, ``ln(tL)`` and, of flows, ``1 + cos(W, ∇L) → 0``.
+
+    Where the weights along the path were kept: the alignment of the layers of deep linear
+    networks, and the relative distance to a KKT point at twelve of the kept points.
 
     Args:
         runs: measured runs, in the order of their colours.
@@ -102,6 +106,7 @@ def captioned_panels(runs: Sequence[Run]) -> list[Captioned]:
     else:
         parts = [*_margins(clock, runs), *_accuracies(clock, runs)]
         parts += [_norms(clock, runs), _losses(clock, runs)]
+    parts += [alignment(clock, runs), residuals(clock, runs)]
     return [part for part in parts if part.panel.curves]
 
 

@@ -25,6 +25,9 @@ _ROW = 0.19  # inches of a line of a legend
 _FEW = 25  # points of a curve that are marked, as one could take the line for a measurement
 _SOLID = ("-", (0, (1, 1)))
 _DASHED = ((0, (4, 1.8)), (0, (6, 1.5, 1, 1.5)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""By the curve's colour: who cannot tell the colours, or prints them grey, can tell these."""
+_SPARSE = 6  # marks on a curve that is too dense to mark every point
 _INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
 _PAPER = ("axes.facecolor", "figure.facecolor")
 _SETTINGS: dict[Any, Any] = {
@@ -231,6 +234,7 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
     x_exponent = 0 if panel.xscale == "symlog" else unit_exponent(xs, panel.xscale)
     y_exponent = unit_exponent(drawn, panel.yscale)
     x_unit, y_unit = 10.0**-x_exponent, 10.0**-y_exponent
+    several = len({curve.color for curve in panel.curves if curve.measured}) > 1
     handles = []
     for order, curve in enumerate(panel.curves):
         x = [v * x_unit for v in finite(curve.x)]
@@ -248,10 +252,14 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
         width = 1.7 if curve.measured else 1.1
         (line,) = axes.plot(x, y, color=color, linestyle=stroke, linewidth=width)
         line.set_zorder(3 + order / 100)
-        marked = range(len(x)) if len(x) <= _FEW else _isolated(x, y)
+        marked: Sequence[int] = range(len(x)) if len(x) <= _FEW else _isolated(x, y)
+        if several and len(x) > _FEW:
+            marked = sorted({*marked, *_sparse(len(x), curve.color)})
         if marked and curve.measured:
             filling = colors.paper if curve.dashed else color
-            line.set(marker="o", markersize=3, markerfacecolor=filling, markevery=list(marked))
+            marker = _MARKERS[curve.color % len(_MARKERS)] if several else "o"
+            line.set(marker=marker, markersize=3.5 if several else 3, markevery=list(marked))
+            line.set_markerfacecolor(filling)
         if curve.label:
             handles.append(line)
     set_scales(axes, panel, [v * x_unit for v in xs], [v * y_unit for v in drawn])
@@ -276,6 +284,14 @@ def _draw_panel(axes: Axes, panel: Panel, title: str, legend: _Legend, colors: T
             handlelength=2.2,
             ncols=legend.columns,
         )
+
+
+def _sparse(count: int, color: int) -> list[int]:
+    """A few places along a dense curve; each colour begins elsewhere, as curves often coincide."""
+    stride = count / _SPARSE
+    return [
+        int((k + (color % len(_MARKERS) + 0.5) / len(_MARKERS)) * stride) for k in range(_SPARSE)
+    ]
 
 
 def _isolated(x: Sequence[float], y: Sequence[float]) -> list[int]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import marginflow
 from marginflow.errors import InputError
@@ -26,13 +27,17 @@ from marginflow.report._statement import (
     setting,
     statement,
 )
-from marginflow.report._svg import describe, inline_svg, style_variables, symbols
+from marginflow.report._svg import describe, formula, inline_svg, style_variables, symbols
 from marginflow.report._tables import course_tables, final_table, layer_tables
 from marginflow.report._text import check_runs, run_names
 from marginflow.report._theme import theme_named
+from marginflow.report._verdicts import outcomes_table, theories
 from marginflow.runs import Run, write_atomically
 
-_PANEL_INCHES = 4.5  # legible when shrunk to a phone, not coarse when two stand on a desk
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_PANEL_INCHES = 3.6  # its letters are then about 11 pixels high on a phone, 12 on a desk
 
 
 def write_report(
@@ -41,10 +46,10 @@ def write_report(
     """Write the page of one run, or of several beside each other.
 
     Contents: the question and the answer in one sentence, the final numbers, the figures of
-    :func:`comparison`, the way there, the layers, the certificates that lie in the run directories,
-    the settings, the command lines that train the runs again, and the versions. Everything lies in
-    the one file, in light and dark colours and for paper; strings from the runs are escaped. The
-    same runs give the same bytes.
+    :func:`comparison`, the verdicts of ``marginflow verify`` where a run has them, the way there,
+    the layers, the certificates that lie in the run directories, the settings, the command lines
+    that train the runs again, and the versions. Everything lies in the one file, in light and
+    dark colours and for paper; strings from the runs are escaped. The same runs give the same bytes.
 
     Args:
         runs: measured runs, in the order of their colours.
@@ -68,41 +73,52 @@ def write_report(
     return path
 
 
-def _page(runs: Sequence[Run], title: str | None) -> str:
+def environment() -> Environment:
+    """The templates, escaping everything."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    check_runs(runs)
-    names = run_names(runs)
-    certificate = certificate_section(runs)
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("marginflow.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["symbols"] = symbols
-    return environment.get_template("report.html.j2").render(
-        title=default_title(runs) if title is None else title,
-        question=question(runs),
-        answer=statement(runs),
-        caveats=caveats(runs),
-        final=final_table(runs),
-        figures=_figures(runs),
-        courses=course_tables(runs),
-        course_title=_course_title(runs),
-        remarks=remarks(runs),
-        flows=any(map(is_flow, runs)),
-        layers=layer_tables(runs),
-        certificate=certificate,
-        residuals=certificate and _figure(certificate.curves, "r"),
-        settings=settings_table(runs),
-        commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
-        versions=versions_table(runs),
-        palette=len(theme_named("light").palette),
-        light=style_variables("light"),
-        dark=style_variables("dark"),
-        marginflow_version=marginflow.__version__,
+    found.filters |= {"symbols": symbols, "formula": formula}
+    return found
+
+
+def _page(runs: Sequence[Run], title: str | None) -> str:
+    check_runs(runs)
+    names = run_names(runs)
+    certificate = certificate_section(runs)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=default_title(runs) if title is None else title,
+            question=question(runs),
+            answer=statement(runs),
+            caveats=caveats(runs),
+            final=final_table(runs),
+            figures=_figures(runs),
+            theories=theories(runs),
+            outcomes=outcomes_table(runs),
+            courses=course_tables(runs),
+            course_title=_course_title(runs),
+            remarks=remarks(runs),
+            flows=any(map(is_flow, runs)),
+            layers=layer_tables(runs),
+            certificate=certificate,
+            residuals=certificate and _figure(certificate.curves, "r"),
+            settings=settings_table(runs),
+            commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
+            versions=versions_table(runs),
+            palette=len(theme_named("light").palette),
+            light=style_variables("light"),
+            dark=style_variables("dark"),
+            marginflow_version=marginflow.__version__,
+        )
     )
 
 

@@ -15,7 +15,8 @@ from marginflow.runs import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMATS = {".pdf": "pdf", ".png": "png", ".svg": "svg"}
+FORMATS = ("pdf", "png", "svg")
+_SUFFIXES = {f".{form}": form for form in FORMATS}
 
 
 def save_figure(figure: Figure | FigureData, path: str | os.PathLike[str]) -> Path:
@@ -33,10 +34,10 @@ def save_figure(figure: Figure | FigureData, path: str | os.PathLike[str]) -> Pa
         StorageError: the file system refuses; an old file is then untouched.
     """
     path = Path(path)
-    kind = _FORMATS.get(path.suffix.lower())
+    kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise InputError(
-            f"{str(path)!r}: expected a file name that ends in {', '.join(sorted(_FORMATS))}"
+            f"{str(path)!r}: expected a file name that ends in {', '.join(sorted(_SUFFIXES))}"
         )
     content = rendered(draw(figure) if isinstance(figure, FigureData) else figure, kind)
     make_folder(path.parent)

@@ -73,6 +73,8 @@ def default_title(runs: Sequence[Run]) -> str:
 def setting(runs: Sequence[Run]) -> str:
     """``n = 286, seed 0``, once for all runs where it is the same, else run by run.
 
+    Runs that differ in nothing but their seeds are told as ``n = 286, seeds 0, 1, 2``.
+
     Where there is a flow, the precision is said too: ``n = 8, seed 0, float64``.
     """
     each = [f"n = {_examples(run)}, seed {_known(run, 'seed')}" for run in runs]
@@ -80,6 +82,13 @@ def setting(runs: Sequence[Run]) -> str:
         each = [f"{text}, {_known(run, 'dtype')}" for text, run in zip(each, runs, strict=True)]
     if len(set(each)) == 1:
         return each[0]
+    seeds = sorted({_known(run, "seed") for run in runs}, key=lambda seed: (len(seed), seed))
+    same = {
+        text.replace(f"seed {_known(run, 'seed')}", "")
+        for text, run in zip(each, runs, strict=True)
+    }
+    if len(same) == 1 and all(seed.isdigit() for seed in seeds):
+        return each[0].replace(f"seed {_known(runs[0], 'seed')}", f"seeds {', '.join(seeds)}")
     return "; ".join(f"{name}: {text}" for name, text in zip(run_names(runs), each, strict=True))
 
 
@@ -106,6 +115,13 @@ def caveats(runs: Sequence[Run]) -> tuple[str, ...]:
     if len({_known(run, "loss") for run in runs}) > 1:
         listed = _listed((name, _known(run, "loss")) for name, run in zip(names, runs, strict=True))
         notes.append(f"The losses differ ({listed}): ln L compares within one loss.")
+    lengths = [_epochs(run) for run in runs]
+    if len(set(lengths)) > 1 and not any(map(is_flow, runs)):
+        listed = _listed(zip(names, lengths, strict=True))
+        notes.append(
+            f"The runs end after different times ({listed}), and margins change with time: the figures "
+            "compare them at the same epoch."
+        )
     if len(runs) > 1 and any(map(is_flow, runs)):
         notes += mixed_caveats(names, runs)
     for name, run in zip(names, runs, strict=True):

@@ -17,6 +17,12 @@ _DROPPED = re.compile(
     re.DOTALL,
 )
 _ID = re.compile(r"\sid=\"([^\"]*)\"")
+# Latin letters are only those that the paper's formulas use: names of runs are left alone.
+_SUBSCRIPT = re.compile(
+    r"(?P<letter>(?<![A-Za-z_])(?:[α-ωΑ-ΩLGPVWcfmuvxyδ∂][\u0302-\u0304]?|max|min)|‖)"
+    r"_(?P<below>\{[^}]*\}|min|max|[A-Za-zΠ0-9])(?![a-z])"
+)
+_SUPERSCRIPT = re.compile(r"\^(?:\{(?P<braced>[^}]*)\}|\((?P<round>[^)]*)\)|(?P<plain>-?[\w/]+))")
 _OPENING = re.compile(r"\A\s*<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>")
 _USE = re.compile(r"(?:xlink:href=\"#|url\(#)([^\")]*)")
 
@@ -82,3 +88,20 @@ def symbols(text: str) -> Markup:
             str(escape(unbroken(text))),
         )
     )
+
+
+def formula(text: str) -> Markup:
+    """``text`` escaped, with all indices and powers of its formulas set: W_k, v_{k+1}, σ^-2."""
+    markup = _SUBSCRIPT.sub(_below, str(escape(unbroken(text))))
+    return Markup(_SUPERSCRIPT.sub(_above, markup))
+
+
+def _below(match: re.Match[str]) -> str:
+    letter, below = match["letter"], match["below"].strip("{}").replace("-", "−")
+    upright = letter in ("max", "min", "‖")
+    return f"{letter if upright else f'<i>{letter}</i>'}<sub>{below}</sub>"
+
+
+def _above(match: re.Match[str]) -> str:
+    power = next(part for part in match.groups() if part is not None)
+    return f"<sup>{power.replace('-', '−')}</sup>"

@@ -43,6 +43,7 @@ class Table:
         rows: text, in the columns' order.
         numbers: whether the columns after the first hold numbers, to be aligned right.
         colors: the palette's index of each column that stands for a run, by its place.
+        prose: whether the cells are sentences; a phone shows them below each other.
     """
 
     caption: str
@@ -50,6 +51,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     numbers: bool = True
     colors: Mapping[int, int] | None = None
+    prose: bool = False
 
 
 def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
