@@ -2,9 +2,18 @@
 
 from marginflow.report._curves import comparison
 from marginflow.report._draw import draw
+from marginflow.report._figures_page import write_figures
 from marginflow.report._html import write_report
 from marginflow.report._save import save_figure
 from marginflow.report._statement import statement
 from marginflow.report._tables import comparison_table
 
-__all__ = ["comparison", "comparison_table", "draw", "save_figure", "statement", "write_report"]
+__all__ = [
+    "comparison",
+    "comparison_table",
+    "draw",
+    "save_figure",
+    "statement",
+    "write_figures",
+    "write_report",
+]

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import marginflow
 from marginflow.errors import InputError
@@ -29,6 +30,9 @@ from marginflow.report._tables import course_tables, final_table, layer_tables
 from marginflow.report._text import check_runs, run_names
 from marginflow.report._theme import theme_named
 from marginflow.runs import Run, write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _PANEL_INCHES = 4.5  # legible when shrunk to a phone, not coarse when two stand on a desk
 
@@ -65,38 +69,47 @@ def write_report(
     return path
 
 
-def _page(runs: Sequence[Run], title: str | None) -> str:
+def environment() -> Environment:
+    """The templates, escaping everything."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    check_runs(runs)
-    names = run_names(runs)
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("marginflow.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["symbols"] = symbols
-    return environment.get_template("report.html.j2").render(
-        title=default_title(runs) if title is None else title,
-        question=question(runs),
-        answer=statement(runs),
-        caveats=caveats(runs),
-        final=final_table(runs),
-        figures=_figures(runs),
-        courses=course_tables(runs),
-        course_title=_course_title(runs),
-        remarks=remarks(runs),
-        flows=any(map(is_flow, runs)),
-        layers=layer_tables(runs),
-        settings=settings_table(runs),
-        commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
-        versions=versions_table(runs),
-        palette=len(theme_named("light").palette),
-        light=style_variables("light"),
-        dark=style_variables("dark"),
-        marginflow_version=marginflow.__version__,
+    found.filters["symbols"] = symbols
+    return found
+
+
+def _page(runs: Sequence[Run], title: str | None) -> str:
+    check_runs(runs)
+    names = run_names(runs)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=default_title(runs) if title is None else title,
+            question=question(runs),
+            answer=statement(runs),
+            caveats=caveats(runs),
+            final=final_table(runs),
+            figures=_figures(runs),
+            courses=course_tables(runs),
+            course_title=_course_title(runs),
+            remarks=remarks(runs),
+            flows=any(map(is_flow, runs)),
+            layers=layer_tables(runs),
+            settings=settings_table(runs),
+            commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
+            versions=versions_table(runs),
+            palette=len(theme_named("light").palette),
+            light=style_variables("light"),
+            dark=style_variables("dark"),
+            marginflow_version=marginflow.__version__,
+        )
     )
 
 
