@@ -49,7 +49,8 @@ def detect_overfitting(
     weak: Sequence[Mapping[str, Any]],
     strong: Sequence[Mapping[str, Any]],
     *,
-    drop: float = 0.2,
+    drop: float = 0.5,
+    floor: float = 0.1,
     slack: float = 0.05,
     patience: int = 2,
 ) -> Overfitting | None:
@@ -60,11 +61,12 @@ def detect_overfitting(
     ``a_w`` and ``a_s`` the accuracies under the weak and the strong attack, and s the measurement so far at
     which ``a_s`` was largest, measurement t is *suspect* when both
 
-        ``a_s(t) ≤ a_s(s) − drop``    and    ``a_w(t) ≥ a_w(s) − slack``.
+        ``a_s(t) ≤ (1 − drop) a_s(s)``    and    ``a_w(t) ≥ a_w(s) − slack``,
 
-    The second condition tells overfitting from a training that merely stumbles, where both fall. The
-    first of ``patience`` suspect measurements in a row is flagged: a single noisy epoch is not, nor is
-    a fall that only the last measurement shows.
+    provided that ``a_s(s) ≥ floor``: who was never robust has nothing to lose. The second condition tells
+    overfitting from a training that merely stumbles, where both fall. The first of ``patience``
+    suspect measurements in a row is flagged: a single noisy epoch is not, nor is a fall that only the
+    last measurement shows.
 
     The accuracies may be of training or of test examples; give the records of two monitors
     (:class:`marginflow.Monitor`) of the same model, measured at the same steps.
@@ -72,7 +74,8 @@ def detect_overfitting(
     Args:
         weak: records under the attack that was trained against.
         strong: records under the stronger attack; steps that only one of the two has are left out.
-        drop: how far the accuracy under the strong attack must have fallen from its best, in (0, 1].
+        drop: the share of its best accuracy that must be lost under the strong attack, in (0, 1].
+        floor: the least best accuracy under the strong attack from which a fall counts.
         slack: how far the accuracy under the weak attack may have fallen meanwhile.
         patience: suspect measurements in a row, at least 1.
 
@@ -83,6 +86,7 @@ def detect_overfitting(
         InputError: a number out of range, records without a common step or without accuracies.
     """
     real("drop", drop, above=0.0)
+    real("floor", floor, above=0.0)
     real("slack", slack, least=0.0)
     whole("patience", patience, least=1)
     if drop > 1:
@@ -94,7 +98,8 @@ def detect_overfitting(
         if s[_ACCURACY] >= pairs[peak][1][_ACCURACY]:
             peak, suspects = t, []
             continue
-        fallen = s[_ACCURACY] <= pairs[peak][1][_ACCURACY] - drop
+        best = pairs[peak][1][_ACCURACY]
+        fallen = best >= floor and s[_ACCURACY] <= (1 - drop) * best
         kept = w[_ACCURACY] >= pairs[peak][0][_ACCURACY] - slack
         suspects = [*suspects, t] if fallen and kept else []
         if len(suspects) == patience:

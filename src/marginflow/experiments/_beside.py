@@ -33,13 +33,18 @@ LONGER = "train longer: a larger --scale has more epochs"
 
 
 def panels_beside(
-    letter: str, words: str, nets: Sequence[Sequence[Trained]], attack: str, last: float
+    letter: str,
+    words: str,
+    nets: tuple[Sequence[Trained], Sequence[Trained]],
+    attack: str,
+    last: float,
 ) -> list[Panel]:
-    """γ̂_m and adversarial accuracy of the nets, both measured under ``attack``, to the epoch ``last``."""
+    """γ̂_m and adversarial accuracy of the two nets, both measured under ``attack``, to the epoch ``last``."""
+    labels = ("adversarial training", "standard training")
     margins, shares = (
         [
             along_epochs(
-                trained[0].training.label,
+                label,
                 trained,
                 key,
                 attack=attack,
@@ -47,7 +52,7 @@ def panels_beside(
                 factor=factor,
                 between=(0, last),
             )
-            for color, trained in enumerate(nets)
+            for color, (label, trained) in enumerate(zip(labels, nets, strict=True))
         ]
         for key, factor in ((MARGIN, 1.0), (ACCURACY, 100.0))
     )

@@ -155,7 +155,7 @@ CROSS: dict[ScaleName, Cross] = {
         data="digits:3,8",
         model="mlp:128,32",
         batch_size=32,
-        epochs=200,
+        epochs=400,
         attacks=(
             ("FGSM", "fgsm:eps=0.1"),
             ("ℓ∞-PGD", "pgd-linf:eps=0.1,steps=5"),
@@ -167,7 +167,7 @@ CROSS: dict[ScaleName, Cross] = {
         data="mnist:3,8,n=3000",
         model="mlp:1024,64",
         batch_size=80,
-        epochs=100,
+        epochs=200,
         attacks=(
             ("FGSM", "fgsm:eps=32/255"),
             ("ℓ∞-PGD", "pgd-linf:eps=32/255,steps=5"),

@@ -7,11 +7,16 @@ from typing import Any
 
 from marginflow.experiments._experiment import Trained
 from marginflow.experiments._figure import Curve, Panel
+from marginflow.monitor import QUANTILES
 
 Records = Sequence[Mapping[str, Any]]
 
 MARGIN = "normalized_margin"
 ACCURACY = "adversarial_accuracy"
+MEDIAN = "median_normalized_margin"
+"""Read off the recorded quantiles."""
+
+_MIDDLE = QUANTILES.index(0.5)
 
 
 def along_epochs(
@@ -67,6 +72,11 @@ def banded(
 
 def path_of(records: Records, key: str) -> dict[float, float]:
     """The finite numbers ``key`` by their epoch."""
+    if key == MEDIAN:
+        return {
+            float(record["epoch"]): float(record["normalized_margin_quantiles"][_MIDDLE])
+            for record in records
+        }
     return {
         float(record["epoch"]): float(record[key])
         for record in records

@@ -37,6 +37,7 @@ class Training:
         also: more perturbations, under which its kept weights are measured when it is trained.
         keep: whether its weights are kept all the same.
         per_decade: measured epochs in a decade of epochs.
+        held_out: False leaves the test split out: measuring it may cost more than training.
     """
 
     name: str
@@ -51,8 +52,9 @@ class Training:
     measure_with: str | None = None
     also: tuple[str, ...] = ()
     keep: bool = False
-    per_decade: int = 12
+    per_decade: int = 20
     dtype: str = "float32"
+    held_out: bool = True
 
     @property
     def schedule(self) -> list[int]:

@@ -88,9 +88,8 @@ class Fig1(Experiment):
         known = [start for start in starts if start is not None]
         if len(known) == len(starts):
             since = (max(1.0, *known), float("inf"))
-            label = results["fgsm"][0].training.label
-            curve = along_epochs(label, results["fgsm"], MARGIN, between=since)
-            title = f"(c) after separation, to epoch {self.long_epochs:,}"
+            curve = along_epochs("adversarial training", results["fgsm"], MARGIN, between=since)
+            title = f"(c) γ̂_m under {self.words[0]}, after separation"
             panels.append(margin_panel(title, [curve], late=True))
         if self.long_epochs > self.epochs:
             found = each_seed({"fgsm": results["fgsm"]}, lambda t: growth(t.records()))
@@ -118,9 +117,9 @@ FIG1: dict[ScaleName, Fig1] = {
         fgsm="fgsm:eps=0.1",
         pgd="pgd-linf:eps=0.1,steps=5,step=0.0375",
         words=("FGSM, ε = 0.1", "ℓ∞-PGD, ε = 0.1"),
-        epochs=600,
-        pgd_epochs=600,
-        long_epochs=2000,
+        epochs=1000,
+        pgd_epochs=1000,
+        long_epochs=3000,
     ),
     "mnist": Fig1(
         data="mnist:3,8",
@@ -129,9 +128,9 @@ FIG1: dict[ScaleName, Fig1] = {
         fgsm=_MNIST_FGSM,
         pgd=_MNIST_PGD,
         words=_MNIST_WORDS,
-        epochs=240,
-        pgd_epochs=200,
-        long_epochs=240,
+        epochs=300,
+        pgd_epochs=220,
+        long_epochs=300,
     ),
     "paper": Fig1(
         data="mnist:3,8",

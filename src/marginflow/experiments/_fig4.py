@@ -79,7 +79,7 @@ class Fig4(Experiment):
 
 
 FIG4: dict[ScaleName, Fig4] = {
-    "demo": Fig4("digits:3,8", "mlp:128,32", batch_size=32, eps=1.5, epochs=600),
-    "mnist": Fig4("mnist:3,8", "mlp:1024,64", batch_size=64, eps=8.0, epochs=300),
+    "demo": Fig4("digits:3,8", "mlp:128,32", batch_size=32, eps=0.75, epochs=1500),
+    "mnist": Fig4("mnist:3,8", "mlp:1024,64", batch_size=64, eps=8.0, epochs=500),
     "paper": Fig4("mnist:3,8", "mlp:1024,64", batch_size=64, eps=8.0, epochs=1000),
 }

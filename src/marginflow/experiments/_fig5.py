@@ -112,7 +112,7 @@ class Fig5(Experiment):
 
 
 FIG5: dict[ScaleName, Fig5] = {
-    "demo": Fig5("digits:2,8", "mlp:1000", batch_size=32, eps=1.0, lr=1e-2, epochs=500),
-    "mnist": Fig5("mnist:2,8", "mlp:10000", batch_size=80, eps=3.0, lr=1e-5, epochs=60),
+    "demo": Fig5("digits:2,8", "mlp:1000", batch_size=32, eps=0.5, lr=5e-2, epochs=800),
+    "mnist": Fig5("mnist:2,8", "mlp:10000", batch_size=80, eps=3.0, lr=1e-5, epochs=70),
     "paper": Fig5("mnist:2,8", "mlp:10000", batch_size=80, eps=3.0, lr=1e-5, epochs=10_000),
 }

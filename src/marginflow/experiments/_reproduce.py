@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from marginflow._checks import whole
 from marginflow.attacks import build as build_attack
-from marginflow.datasets import load
+from marginflow.datasets import Dataset, load
 from marginflow.errors import RunError
 from marginflow.experiments._experiment import Experiment, Results, Trained, Training
 from marginflow.experiments._figure import FigureData
@@ -68,7 +68,7 @@ class Job:
         exists = (self.path / "run.json").exists()
         train(
             asked.model,
-            load(asked.data, data_dir=self.data_dir),
+            self.data(),
             attack=asked.attack,
             measure_with=asked.measure_with,
             loss=asked.loss,
@@ -86,6 +86,11 @@ class Job:
         for attack in asked.also:
             self.measured(attack)
         return time.monotonic() - began
+
+    def data(self) -> Dataset:
+        """The data of the training."""
+        data = load(self.training.data, data_dir=self.data_dir)
+        return data if self.training.held_out else replace(data, test=None)
 
     def result(self) -> Trained:
         """The finished job."""
@@ -111,7 +116,7 @@ class Job:
                 raise RunError(f"{str(place)!r} is damaged ({error}); delete it") from None
             if all(stored.get(key) == value for key, value in asked.items()):
                 return records
-        data = load(run.config["data"], data_dir=self.data_dir)
+        data = self.data()
         model = run.load_model()
         monitor = Monitor(
             model, data, build_attack(attack), loss=run.config["loss"], batch_size=1024

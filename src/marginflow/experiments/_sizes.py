@@ -40,6 +40,7 @@ class Sizes(Experiment):
         steps: of the PGD.
         step: its step in units of ε.
         fgsm_epochs, pgd_epochs: of the nets trained against each.
+        held_out: whether the test split is measured too.
     """
 
     number: ClassVar[int]
@@ -54,6 +55,7 @@ class Sizes(Experiment):
     step: float = 6 / 16
     lr: float = 0.1
     loss: str = "logistic"
+    held_out: bool = True
 
     def trainings(self) -> tuple[Training, ...]:
         """One net for each perturbation and size; the long ones first."""
@@ -79,6 +81,7 @@ class Sizes(Experiment):
                         loss=self.loss,
                         lr=self.lr,
                         batch_size=self.batch_size,
+                        held_out=self.held_out,
                     )
                 )
         return tuple(nets)
@@ -106,10 +109,26 @@ class Sizes(Experiment):
         verdicts = [
             judge(fitted_claim(figure), each_seed(named, lambda t: fitted(t.records())), LONGER),
             judge(growth_claim(figure), each_seed(named, lambda t: growth(t.records())), LONGER),
-            judge(difference_claim(figure), {figure: difference(finals)}),
+            judge(
+                difference_claim(figure, "sizes of the same perturbation"),
+                {words: difference(_only(finals, words)) for words in ("FGSM", "ℓ∞-PGD")},
+            ),
+            judge(
+                difference_claim(figure, "FGSM and ℓ∞-PGD of the same size"),
+                {f"ε = {eps}": difference(_only(finals, f"ε = {eps}")) for eps in self.sizes},
+            ),
         ]
         notes = (setting_note(trainings[0], results), _epochs(self))
         return FigureData(self.name, self.title, _statement(finals), panels, notes, verdicts)
+
+
+def _only(finals: Mapping[str, Sequence[float]], words: str) -> dict[str, Sequence[float]]:
+    """Those with ``words`` in front or behind: ε = 0.05 is no part of ε = 0.055."""
+    return {
+        label: values
+        for label, values in finals.items()
+        if label.startswith(f"{words},") or label.endswith(f" {words}")
+    }
 
 
 def _epochs(settings: Sizes) -> str:

@@ -22,14 +22,14 @@ def check_matrix(matrix: Matrix) -> None:
     Raises:
         InputError: no cells, or rows of other lengths than the columns.
     """
+    if not matrix.rows or not matrix.columns:
+        raise InputError(f"the matrix {matrix.title!r} has no cells to draw")
     lengths = {len(row) for row in matrix.values}
     if lengths != {len(matrix.columns)} or len(matrix.values) != len(matrix.rows):
         raise InputError(
             f"the matrix {matrix.title!r}: expected {len(matrix.rows)} rows of {len(matrix.columns)} "
             f"numbers, got {len(matrix.values)} of {sorted(lengths)}"
         )
-    if not matrix.rows or not matrix.columns:
-        raise InputError(f"the matrix {matrix.title!r} has no cells to draw")
 
 
 def draw_matrix(axes: Axes, matrix: Matrix, title: str, colors: Theme) -> None:
