@@ -52,9 +52,7 @@ TINY: dict[str, Experiment] = {
     ),
     "cross": dataclasses.replace(EXPERIMENTS["cross"]["demo"], model="mlp:8", epochs=3),
     "overfitting": dataclasses.replace(EXPERIMENTS["overfitting"]["demo"], model="mlp:8", epochs=3),
-    "scale-trap": dataclasses.replace(
-        EXPERIMENTS["scale-trap"]["demo"], model="mlp:16", epochs=40, scales=(1, 1024)
-    ),
+    "scale-trap": dataclasses.replace(EXPERIMENTS["scale-trap"]["demo"], scales=(1, 8)),
 }
 
 

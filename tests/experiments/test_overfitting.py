@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+import marginflow as mf
 from marginflow.errors import InputError
+from marginflow.monitor import QUANTILES
 from marginflow.overfitting import detect_overfitting
 
 
@@ -80,3 +82,36 @@ def test_bad_input() -> None:
     for options in ({"drop": 0.0}, {"drop": 1.1}, {"slack": -1.0}, {"floor": 0.0}, {"patience": 0}):
         with pytest.raises(InputError):
             detect_overfitting(some, some, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("eps", "overfits"), [(0.3, True), (0.05, False)])
+def test_a_real_training(eps: float, overfits: bool) -> None:
+    """FGSM on the ten digits: at ε = 0.3 it overfits, at ε = 0.05 it does not.
+
+    The margins agree: after the flag the median FGSM margin has grown and the PGD one has not.
+    """
+    data = mf.load("digits:n=300")
+    run = mf.train(
+        "mlp:128", data, attack=f"fgsm:eps={eps}", lr=0.2, batch_size=16, epochs=120,
+        schedule=range(0, 121, 10), keep_weights=True,
+    )  # fmt: skip
+    assert run.model is not None
+    strong = mf.Monitor(run.model, data, mf.attacks.PGD("linf", eps, steps=10))
+    for step, weights in run.trajectory().items():
+        run.model.load_state_dict(weights)
+        strong.measure(step)
+    found = mf.detect_overfitting(run.metrics, strong.records)
+    assert (found is not None) == overfits
+    if found is None:
+        return
+    assert found.strong_accuracy < 0.5 * found.peak_strong_accuracy
+    assert found.weak_accuracy > found.peak_weak_accuracy - 0.05
+    middle = QUANTILES.index(0.5)
+    best = next(k for k, record in enumerate(strong.records) if record["step"] == found.peak_step)
+    weak_then, weak_now, strong_then, strong_now = (
+        records[k]["normalized_margin_quantiles"][middle]
+        for records in (run.metrics, strong.records)
+        for k in (best, -1)
+    )
+    assert weak_now > weak_then
+    assert strong_now < strong_then

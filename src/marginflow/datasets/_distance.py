@@ -43,17 +43,19 @@ def class_distance(data: Dataset) -> ClassDistance:
     y = data.y.cpu()
     if bool((y == y[0]).all()):
         raise DataError("class_distance: expected examples of two classes or more, got one")
-    squares = x.square().sum(dim=1)
     best, pair = float("inf"), (0, 0)
-    for start in range(0, len(x), _ROWS):
-        rows = slice(start, start + _ROWS)
-        # ‖a − b‖² = ‖a‖² + ‖b‖² − 2⟨a, b⟩ finds the pair; its distance is then formed without cancellation.
-        found = squares[rows, None] + squares - 2 * x[rows] @ x.T
-        found[y[rows, None] == y] = float("inf")
-        place = int(found.argmin())
-        value = float(found.flatten()[place])
-        if value < best:
-            i, j = divmod(place, len(x))
-            best, pair = value, (start + i, j)
+    for label in torch.unique(y)[:-1].tolist():  # sorted: every pair of classes is met once
+        these, others = (y == label).nonzero().flatten(), (y > label).nonzero().flatten()
+        columns = x[others]
+        squares = columns.square().sum(dim=1)
+        for rows in torch.split(these, _ROWS):
+            block = x[rows]
+            # ‖a − b‖² = ‖a‖² + ‖b‖² − 2⟨a, b⟩ finds the pair; its distance is formed without cancellation.
+            found = block.square().sum(dim=1, keepdim=True) + squares - 2 * block @ columns.T
+            place = int(found.argmin())
+            value = float(found.flatten()[place])
+            if value < best:
+                i, j = divmod(place, len(others))
+                best, pair = value, (int(rows[i]), int(others[j]))
     i, j = pair
     return ClassDistance(float(torch.linalg.vector_norm(x[i] - x[j])), min(i, j), max(i, j))

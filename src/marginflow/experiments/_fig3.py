@@ -30,8 +30,8 @@ FIG3: dict[ScaleName, Fig3] = {
         model="cnn:8,16,hidden=64,kernel=3",
         batch_size=30,
         sizes=("0.04", "0.08"),
-        fgsm_epochs=300,
-        pgd_epochs=300,
+        fgsm_epochs=500,
+        pgd_epochs=500,
     ),
     "mnist": Fig3(
         # The paper's network on 60,000 examples would have time for one epoch.
