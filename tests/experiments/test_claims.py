@@ -115,7 +115,8 @@ def test_above_looks_at_every_common_epoch_after_separation() -> None:
 
 def test_difference_is_that_of_the_closest_two_beyond_the_seeds() -> None:
     assert difference({"a": [1.0], "b": [2.0], "c": [3.0]}).ok
-    assert difference({"a": [1.0], "b": [1.04], "c": [3.0]}).ok is False
+    assert difference({"a": [1.0], "b": [1.04], "c": [3.0]}).ok is None, "one seed cannot tell"
+    assert difference({"a": [1.0, 1.01], "b": [1.04, 1.05]}).ok, "several can"
     assert "between a" in difference({"a": [1.0], "b": [1.04], "c": [3.0]}).text
     # The means lie 0.5 apart, but the seeds of one setting differ by 0.4.
     assert difference({"a": [0.8, 1.2], "b": [1.5, 1.5]}).ok is False

@@ -88,7 +88,8 @@ def test_bad_input() -> None:
 def test_a_real_training(eps: float, overfits: bool) -> None:
     """FGSM on the ten digits: at ε = 0.3 it overfits, at ε = 0.05 it does not.
 
-    The margins agree: after the flag the median FGSM margin has grown and the PGD one has not.
+    The margins agree: since PGD was withstood best, the upper quartile of the FGSM margins has
+    grown, that of the PGD margins fallen.
     """
     data = mf.load("digits:n=300")
     run = mf.train(
@@ -106,10 +107,10 @@ def test_a_real_training(eps: float, overfits: bool) -> None:
         return
     assert found.strong_accuracy < 0.5 * found.peak_strong_accuracy
     assert found.weak_accuracy > found.peak_weak_accuracy - 0.05
-    middle = QUANTILES.index(0.5)
+    upper = QUANTILES.index(0.75)
     best = next(k for k, record in enumerate(strong.records) if record["step"] == found.peak_step)
     weak_then, weak_now, strong_then, strong_now = (
-        records[k]["normalized_margin_quantiles"][middle]
+        records[k]["normalized_margin_quantiles"][upper]
         for records in (run.metrics, strong.records)
         for k in (best, -1)
     )

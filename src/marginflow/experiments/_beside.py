@@ -14,6 +14,7 @@ from marginflow.experiments._claims import (
     growth_claim,
     judge,
     milli,
+    separation,
 )
 from marginflow.experiments._curves import (
     ACCURACY,
@@ -33,7 +34,7 @@ LONGER = "train longer: a larger --scale has more epochs"
 
 
 def panels_beside(
-    letter: str,
+    letters: tuple[str, str],
     words: str,
     nets: tuple[Sequence[Trained], Sequence[Trained]],
     attack: str,
@@ -57,9 +58,20 @@ def panels_beside(
         for key, factor in ((MARGIN, 1.0), (ACCURACY, 100.0))
     )
     return [
-        margin_panel(f"({letter}) γ̂_m under {words}", margins),
-        accuracy_panel(f"({letter}) accuracy under {words}", shares),
+        margin_panel(f"({letters[0]}) γ̂_m under {words}", margins),
+        accuracy_panel(f"({letters[1]}) accuracy under {words}", shares),
     ]
+
+
+def after_separation(title: str, trained: Sequence[Trained]) -> list[Panel]:
+    """γ̂_m from where every seed has fitted everything, where growth can be seen; or no panel."""
+    starts = [separation(t.records()) for t in trained]
+    known = [start for start in starts if start is not None]
+    if len(known) < len(starts):
+        return []
+    since = (max(1.0, *known), float("inf"))
+    curve = along_epochs("adversarial training", trained, MARGIN, between=since)
+    return [margin_panel(title, [curve], late=True)]
 
 
 def verdicts_beside(

@@ -9,7 +9,7 @@ from typing import ClassVar
 from marginflow.attacks import build
 from marginflow.datasets import Dataset
 from marginflow.experiments._beside import setting_note
-from marginflow.experiments._claims import Finding, judge, milli
+from marginflow.experiments._claims import Finding, judge, milli, two_standard_errors
 from marginflow.experiments._experiment import Experiment, Results, ScaleName, Trained, Training
 from marginflow.experiments._figure import FigureData, Matrix
 from marginflow.margins import adversarial_margins
@@ -67,7 +67,9 @@ class Cross(Experiment):
         margins = [[m for m, _ in row] for row in measured]
         shares = [[a for _, a in row] for row in measured]
         by_margin = _columns(names, margins, milli)
-        by_share = _columns(names, shares, _text_of_share)
+        by_share = _columns(
+            names, shares, _text_of_share, lambda a, b: two_standard_errors(a, b, test.n)
+        )
         return FigureData(
             self.name,
             self.title,
@@ -98,8 +100,15 @@ class Cross(Experiment):
                 + f". {test.n:,} test examples.",
             ),
             (
-                judge(_claim("margin", "γ̂_m of the training examples"), {"": by_margin}),
-                judge(_claim("accuracy", "test accuracy"), {"": by_share}),
+                judge(_claim("margin", "γ̂_m of the training examples", "none"), {"": by_margin}),
+                judge(
+                    _claim(
+                        "accuracy",
+                        "test accuracy",
+                        "two standard errors of the difference of two shares",
+                    ),
+                    {"": by_share},
+                ),
             ),
         )
 
@@ -119,25 +128,28 @@ def _measured(
     return first, second
 
 
-def _claim(part: str, quantity: str) -> Claim:
+def _claim(part: str, quantity: str, tolerance: str) -> Claim:
     return Claim(
         f"After Eq. 20, {part}",
         "a net does worse under a perturbation than one trained with that very perturbation",
         (),
         f"{quantity}: columns of the matrix whose diagonal is largest",
         "all of them",
-        "none; ties count for the diagonal",
+        f"{tolerance}; ties count for the diagonal",
     )
 
 
 def _columns(
-    names: Sequence[str], values: Sequence[Sequence[float]], text: Callable[[float], str]
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    text: Callable[[float], str],
+    slack: Callable[[float, float], float] = lambda a, b: 0.0,
 ) -> Finding:
-    """Whether each column is largest on the diagonal, and where it is not, by how much."""
+    """Whether each column is largest on the diagonal, up to ``slack``, and where it is not, by how much."""
     count, lost = len(names), []
     for j, name in enumerate(names):
         best = max(range(count), key=lambda k: values[k][j])
-        if values[best][j] > values[j][j]:
+        if values[best][j] - values[j][j] > slack(values[best][j], values[j][j]):
             lost.append(
                 f"under {name} the net trained with {names[best]} has {text(values[best][j])}, its own "
                 f"{text(values[j][j])}"

@@ -13,10 +13,10 @@ Records = Sequence[Mapping[str, Any]]
 
 MARGIN = "normalized_margin"
 ACCURACY = "adversarial_accuracy"
-MEDIAN = "median_normalized_margin"
+UPPER = "upper_quartile_of_normalized_margins"
 """Read off the recorded quantiles."""
 
-_MIDDLE = QUANTILES.index(0.5)
+_UPPER = QUANTILES.index(0.75)
 
 
 def along_epochs(
@@ -72,9 +72,9 @@ def banded(
 
 def path_of(records: Records, key: str) -> dict[float, float]:
     """The finite numbers ``key`` by their epoch."""
-    if key == MEDIAN:
+    if key == UPPER:
         return {
-            float(record["epoch"]): float(record["normalized_margin_quantiles"][_MIDDLE])
+            float(record["epoch"]): float(record["normalized_margin_quantiles"][_UPPER])
             for record in records
         }
     return {

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from marginflow.experiments._beside import (
     LONGER,
+    after_separation,
     final_sentence,
     panels_beside,
     setting_note,
     verdicts_beside,
 )
-from marginflow.experiments._claims import each_seed, growth, growth_claim, judge, separation
-from marginflow.experiments._curves import MARGIN, along_epochs, margin_panel
+from marginflow.experiments._claims import each_seed, growth, growth_claim, judge
 from marginflow.experiments._experiment import Experiment, Results, ScaleName, Training
 from marginflow.experiments._figure import FigureData
 from marginflow.runs import Run
@@ -80,17 +80,14 @@ class Fig1(Experiment):
             ("a", "fgsm", self.fgsm, self.words[0], self.epochs),
             ("b", "pgd", self.pgd, self.words[1], self.pgd_epochs),
         ):
-            panels += panels_beside(letter, words, (results[name], standard), attack, last)
+            panels += panels_beside(
+                (letter, letter), words, (results[name], standard), attack, last
+            )
             verdicts += verdicts_beside(
                 f"Figure 1({letter})", results[name], standard, attack, last
             )
-        starts = [separation(t.records()) for t in results["fgsm"]]
-        known = [start for start in starts if start is not None]
-        if len(known) == len(starts):
-            since = (max(1.0, *known), float("inf"))
-            curve = along_epochs("adversarial training", results["fgsm"], MARGIN, between=since)
-            title = f"(c) γ̂_m under {self.words[0]}, after separation"
-            panels.append(margin_panel(title, [curve], late=True))
+        title = f"(c) γ̂_m under {self.words[0]}, after separation"
+        panels += after_separation(title, results["fgsm"])
         if self.long_epochs > self.epochs:
             found = each_seed({"fgsm": results["fgsm"]}, lambda t: growth(t.records()))
             verdicts.append(judge(growth_claim("Figure 1(c)"), found, LONGER))

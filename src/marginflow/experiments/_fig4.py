@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from marginflow.experiments._beside import (
+    after_separation,
     final_sentence,
     panels_beside,
     setting_note,
@@ -69,7 +70,10 @@ class Fig4(Experiment):
             self.name,
             self.title,
             f"Under {words}, {sentence}.",
-            panels_beside("a, b", words, nets, self.attack, self.epochs),
+            [
+                *panels_beside(("a", "b"), words, nets, self.attack, self.epochs),
+                *after_separation(f"(a) γ̂_m under {words}, after separation", nets[0]),
+            ],
             (
                 budget_note(results.load(self.data), self.eps),
                 setting_note(self.trainings()[0], results),

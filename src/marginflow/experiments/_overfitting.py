@@ -10,7 +10,7 @@ from marginflow.experiments._beside import setting_note
 from marginflow.experiments._claims import Finding, each_seed, judge, milli
 from marginflow.experiments._curves import (
     ACCURACY,
-    MEDIAN,
+    UPPER,
     accuracy_panel,
     along_epochs,
     epoch_panel,
@@ -75,7 +75,7 @@ class CatastrophicOverfitting(Experiment):
             net = results[training.name]
             for key, factor, panel, what in (
                 (ACCURACY, 100.0, accuracy_panel, "accuracy"),
-                (MEDIAN, 1.0, _median_panel, "median margin"),
+                (UPPER, 1.0, _quartile_panel, "margins"),
             ):
                 curves = [
                     along_epochs(label, net, key, attack=attack, color=color, factor=factor)
@@ -95,9 +95,9 @@ class CatastrophicOverfitting(Experiment):
             (
                 setting_note(self.trainings()[0], results),
                 f"Trained against FGSM, measured under it and under ℓ∞-PGD of the same ε ({self.steps} "
-                f"steps of 2.5 ε/{self.steps}); {self.epochs:,} epochs. Margins: the median of γ̂_i over "
-                "the training examples. Flagged: half of the best PGD accuracy is lost while the FGSM "
-                "accuracy is not, at two measured epochs in a row.",
+                f"steps of 2.5 ε/{self.steps}); {self.epochs:,} epochs. Margins: the upper quartile of "
+                "γ̂_i over the training examples. Flagged: half of the best PGD accuracy is lost while the "
+                "FGSM accuracy is not, at two measured epochs in a row.",
             ),
             (
                 judge(
@@ -105,7 +105,7 @@ class CatastrophicOverfitting(Experiment):
                         "Overfitting, large ε",
                         "the FGSM margin grows while the PGD accuracy and margin collapse",
                         (),
-                        "median γ̂_i and accuracy under both attacks, best under PGD → last epoch",
+                        "upper quartile of γ̂_i and accuracy under both attacks, best under PGD → last epoch",
                         "flagged; at the end the FGSM margin is larger than where PGD was withstood best, "
                         "the PGD margin smaller, and half of the PGD accuracy still lost",
                         "half of the best accuracy under PGD",
@@ -141,19 +141,19 @@ class CatastrophicOverfitting(Experiment):
         peak = next(r["epoch"] for r in strong if r["step"] == flag.peak_step)
         last = strong[-1]["epoch"]
         (weak_then, weak_now), (strong_then, strong_now) = (
-            (path_of(records, MEDIAN)[peak], path_of(records, MEDIAN)[last])
+            (path_of(records, UPPER)[peak], path_of(records, UPPER)[last])
             for records in (weak, strong)
         )
         down = strong[-1][ACCURACY] <= flag.peak_strong_accuracy / 2
         text = (
-            f"{flag}; median margins from epoch {peak:,} to {last:,}: FGSM {milli(weak_then)} → "
+            f"{flag}; upper quartiles from epoch {peak:,} to {last:,}: FGSM {milli(weak_then)} → "
             f"{milli(weak_now)}, PGD {milli(strong_then)} → {milli(strong_now)}"
         )
         return Finding(down and weak_now > weak_then and strong_now < strong_then, text)
 
 
-def _median_panel(title: str, curves: Sequence[Curve]) -> Panel:
-    return epoch_panel(title, "median of γ̂_i", curves)
+def _quartile_panel(title: str, curves: Sequence[Curve]) -> Panel:
+    return epoch_panel(title, "upper quartile of γ̂_i", curves)
 
 
 def _unflagged(flag: Overfitting | None) -> Finding:

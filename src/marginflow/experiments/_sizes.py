@@ -112,14 +112,19 @@ class Sizes(Experiment):
             judge(
                 difference_claim(figure, "sizes of the same perturbation"),
                 {words: difference(_only(finals, words)) for words in ("FGSM", "ℓ∞-PGD")},
+                _SEEDS,
             ),
             judge(
                 difference_claim(figure, "FGSM and ℓ∞-PGD of the same size"),
                 {f"ε = {eps}": difference(_only(finals, f"ε = {eps}")) for eps in self.sizes},
+                _SEEDS,
             ),
         ]
         notes = (setting_note(trainings[0], results), _epochs(self))
         return FigureData(self.name, self.title, _statement(finals), panels, notes, verdicts)
+
+
+_SEEDS = "compare with the range over several seeds: --seeds 3"
 
 
 def _only(finals: Mapping[str, Sequence[float]], words: str) -> dict[str, Sequence[float]]:

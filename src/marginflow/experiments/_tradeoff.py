@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ from marginflow._specs import number as fraction
 from marginflow.attacks import Attack, build
 from marginflow.datasets import Dataset
 from marginflow.experiments._beside import setting_note
-from marginflow.experiments._claims import Finding, judge
+from marginflow.experiments._claims import Finding, judge, two_standard_errors
 from marginflow.experiments._curves import banded
 from marginflow.experiments._experiment import Experiment, Results, ScaleName, Trained, Training
 from marginflow.experiments._figure import Curve, FigureData, Panel
@@ -155,18 +154,11 @@ def _claim(part: str, claim: str, quantity: str, prediction: str) -> Claim:
 def _change(curve: Curve, place: int, count: int, *, sign: int) -> Finding:
     """Whether the curve rises (falls) from its first point to the one at ``place``."""
     first, last = curve.y[0] or 0.0, curve.y[place] or 0.0
-    error = _error(first, last, count)
+    error = 100 * two_standard_errors(first / 100, last / 100, count)
     return Finding(
         sign * (last - first) > error,
         f"{first:.1f} % → {last:.1f} % (two standard errors: {error:.1f})",
     )
-
-
-def _error(a: float, b: float, count: int) -> float:
-    """Two standard errors of the difference of the percentages a and b of ``count`` examples each."""
-    if count == 0:
-        return math.inf
-    return 2 * math.sqrt((a * (100 - a) + b * (100 - b)) / count)
 
 
 def _accuracy(t: Trained, data: Dataset, attack: Attack | None) -> float:
