@@ -27,7 +27,7 @@ FIG2: dict[ScaleName, Fig2] = {
         batch_size=32,
         sizes=("0.04", "0.06", "0.12"),
         fgsm_epochs=1000,
-        pgd_epochs=800,
+        pgd_epochs=1000,
     ),
     "mnist": Fig2(
         data="mnist:3,8",

@@ -162,7 +162,7 @@ def _unflagged(flag: Overfitting | None) -> Finding:
 
 OVERFITTING: dict[ScaleName, CatastrophicOverfitting] = {
     "demo": CatastrophicOverfitting(
-        "digits:n=600", "mlp:256,64", 32, 200, large=0.3, moderate=0.1, lr=0.2
+        "digits:n=300", "mlp:128", 16, 150, large=0.3, moderate=0.1, lr=0.2
     ),
     "mnist": CatastrophicOverfitting(
         "mnist:n=2000", "mlp:1024,64", 80, 200, large=0.3, moderate=0.1, lr=0.2
