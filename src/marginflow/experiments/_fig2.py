@@ -26,8 +26,8 @@ FIG2: dict[ScaleName, Fig2] = {
         model="mlp:128,32",
         batch_size=32,
         sizes=("0.04", "0.06", "0.12"),
-        fgsm_epochs=1000,
-        pgd_epochs=1000,
+        fgsm_epochs=1600,
+        pgd_epochs=1600,
     ),
     "mnist": Fig2(
         data="mnist:3,8",
