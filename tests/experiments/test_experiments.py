@@ -28,6 +28,8 @@ from marginflow.experiments import (
     reproduce,
     results_of,
 )
+from marginflow.experiments.libraries import LOSS, METHODS
+from marginflow.experiments.libraries import OURS as MARGIN
 
 TINY: dict[str, Experiment] = {
     "fig1": dataclasses.replace(
@@ -63,9 +65,12 @@ def run(name: str, out: Path, **options: object) -> Reproduction:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reproduction]:
-    """Everything at once, on two processes."""
+    """Everything at once, on two processes; without other libraries, wherever they are installed."""
     out = tmp_path_factory.mktemp("figures")
-    return {part.figure.name: part for part in reproduce(list(TINY.values()), out, jobs=2)}
+    ours = {name: METHODS[name] for name in (LOSS, MARGIN)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("marginflow.experiments._scale_trap.installed_methods", lambda: ours)
+        return {part.figure.name: part for part in reproduce(list(TINY.values()), out, jobs=2)}
 
 
 def test_every_experiment_is_there_at_every_scale() -> None:
