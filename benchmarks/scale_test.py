@@ -16,10 +16,8 @@ docs/scale-test.md explains the result.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,23 +25,19 @@ import _common
 import torch
 from torch import Tensor, nn
 
-import marginflow as mf
+from marginflow.experiments.libraries import (
+    LOSS,
+    METHODS,
+    MODULES,
+    OURS,
+    Setting,
+    perturbed,
+    scaled,
+    share_right,
+    signed_outputs,
+)
 
 PACKAGES = ("marginflow", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "torch")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The perturbation that every library is asked for: ℓ2-PGD from x itself, x + δ in [0, 1]."""
-
-    eps: float
-    steps: int
-    batch_size: int
-
-    @property
-    def step_size(self) -> float:
-        """The usual 2.5 ε/steps."""
-        return 2.5 * self.eps / self.steps
 
 
 @dataclass(frozen=True)
@@ -59,102 +53,14 @@ class Outcome:
         return float(torch.linalg.vector_norm(self.delta.flatten(1).double(), dim=1).mean())
 
 
-class TwoLogits(nn.Module):
-    """The same classifier with two outputs, [−f/2, f/2]: attack libraries know no single one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, 2) of the classes −1 and +1."""
-        f = self.model(x).reshape(-1, 1)
-        return torch.cat([-f / 2, f / 2], dim=1)
-
-
-def marginflow(model: nn.Module, x: Tensor, y: Tensor, how: Setting, objective: str) -> Tensor:
-    attack = mf.attacks.PGD(
-        "l2",
-        eps=how.eps,
-        steps=how.steps,
-        step_size=how.step_size,
-        bounds=(0, 1),
-        objective=objective,
-    )
-    return x + attack(model, x, y).delta
-
-
-def marginflow_margin(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    return marginflow(model, x, y, how, "margin")
-
-
-def marginflow_loss(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    return marginflow(model, x, y, how, "loss")
-
-
-def torchattacks(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    from torchattacks import PGDL2
-
-    attack = PGDL2(
-        TwoLogits(model), eps=how.eps, alpha=how.step_size, steps=how.steps, random_start=False
-    )
-    return attack(x, (y > 0).long())
-
-
-def foolbox(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    from foolbox import PyTorchModel
-    from foolbox.attacks import L2ProjectedGradientDescentAttack
-
-    attack = L2ProjectedGradientDescentAttack(
-        abs_stepsize=how.step_size, steps=how.steps, random_start=False
-    )
-    wrapped = PyTorchModel(TwoLogits(model).eval(), bounds=(0, 1), device=x.device)
-    moved, _, _ = attack(wrapped, x, (y > 0).long(), epsilons=how.eps)
-    return moved
-
-
-def art(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    from art.attacks.evasion import ProjectedGradientDescent
-    from art.estimators.classification import PyTorchClassifier
-
-    classifier = PyTorchClassifier(
-        TwoLogits(model),
-        nn.CrossEntropyLoss(),
-        tuple(x.shape[1:]),
-        2,
-        clip_values=(0, 1),
-        device_type="cpu",
-    )
-    attack = ProjectedGradientDescent(
-        classifier, norm=2, eps=how.eps, eps_step=how.step_size, max_iter=how.steps, verbose=False
-    )
-    return torch.from_numpy(attack.generate(x.numpy(), (y > 0).long().numpy()))
-
-
-Method = Callable[[nn.Module, Tensor, Tensor, Setting], Tensor]
-METHODS: dict[str, Method] = {
-    "marginflow": marginflow_margin,
-    'marginflow, objective="loss"': marginflow_loss,
-    "ART": art,
-    "foolbox": foolbox,
-    "torchattacks": torchattacks,
-}
 # Okabe and Ito's colours for all kinds of colour vision; line style and marker tell the curves apart too.
 STYLES = {
-    "marginflow": ("#0072b2", "-", "o"),
-    'marginflow, objective="loss"': ("#56b4e9", (0, (1, 1.2)), "D"),
+    OURS: ("#0072b2", "-", "o"),
+    LOSS: ("#56b4e9", (0, (1, 1.2)), "D"),
     "ART": ("#009e73", "--", "s"),
     "foolbox": ("#d55e00", "-.", "^"),
     "torchattacks": ("#cc79a7", (0, (5, 1, 1, 1, 1, 1)), "v"),
 }
-
-
-def scaled(model: nn.Module, c: float) -> nn.Module:
-    copied = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.mul_(c)
-    return copied.eval()
 
 
 def measure(
@@ -165,19 +71,9 @@ def measure(
     for c in scales:
         for name, method in METHODS.items():
             victim = scaled(model, c)
-            batches = zip(x.split(how.batch_size), y.split(how.batch_size), strict=True)
-            moved = torch.cat([method(victim, xb, yb, how).detach() for xb, yb in batches])
-            found[name][c] = Outcome(accuracy(victim, moved, y), moved - x)
+            moved = perturbed(method, victim, x, y, how)
+            found[name][c] = Outcome(share_right(victim, moved, y), moved - x)
     return found
-
-
-@torch.no_grad()
-def margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).reshape(-1) * y
-
-
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return float((margins(model, x, y) > 0).double().mean())
 
 
 def table(rows: dict[str, list[str]], head: list[str]) -> str:
@@ -209,7 +105,7 @@ def draw(
     )
     for name, outcomes in found.items():
         color, line, marker = STYLES[name]
-        ours = name == "marginflow"
+        ours = name == OURS
         axes.plot(
             scales,
             [outcomes[c].accuracy for c in scales],
@@ -253,7 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, help="of the attacks")
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 2, 4, 8, 16], metavar="C")
     parser.add_argument("--out", type=Path, help="the figure; written as .png and as .svg")
-    for module in ("torchattacks", "foolbox", "art"):
+    for module in MODULES.values():
         if importlib.util.find_spec(module) is None:
             parser.error(
                 f"{module} is missing; run me with .venv-extras/bin/python (make test-extras makes "
@@ -274,12 +170,12 @@ def main() -> None:
     began = time.perf_counter()
     found = measure(model, x, y, how, asked.scales)
     measured = time.perf_counter() - began
-    clean = accuracy(model, x, y)
+    clean = share_right(model, x, y)
 
     print(
         f"network   {_common.training(run)}\n"
         f"examples  {data.name}, test set, n = {len(y)}; clean accuracy {clean:.4f}, "
-        f"median margin {float(margins(model, x, y).median()):.1f} at c = 1\n"
+        f"median margin {float(signed_outputs(model, x, y).median()):.1f} at c = 1\n"
         f"attack    ℓ2-PGD, ε = {how.eps:g}, {how.steps} steps of {how.step_size:g}, no random start, "
         f"bounds 0..1, float32, batches of {how.batch_size}\n"
         f"versions  {_common.versions(PACKAGES, asked.threads)}\n"
@@ -290,7 +186,7 @@ def main() -> None:
     print(table(rows, ["adversarial accuracy", *head]), end="\n\n")
     rows = {n: [f"{o.length:.3f}" for o in by_scale.values()] for n, by_scale in found.items()}
     print(table(rows, [f"mean ‖δ‖₂ (ε = {how.eps:g})", *head]), end="\n\n")
-    first, *others = (outcome.delta for outcome in found["marginflow"].values())
+    first, *others = (outcome.delta for outcome in found[OURS].values())
     same = all(torch.equal(first, delta) for delta in others)
     print(f"marginflow's δ, bit for bit the same at every c: {'yes' if same else 'no'}")
     if asked.out is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from marginflow.kkt import Certificate, NearestKKTPoint, kkt_certificate, nearest_kkt_point
     from marginflow.margins import Margins, adversarial_margins
     from marginflow.monitor import Monitor
+    from marginflow.overfitting import Overfitting, detect_overfitting
     from marginflow.runs import Run, load_run
     from marginflow.theorems import Audit, Verdict, audit, verify
     from marginflow.workflow import Flow, gradient_flow, train
@@ -40,10 +41,12 @@ _HOME = {
     "Margins": "margins",
     "Monitor": "monitor",
     "NearestKKTPoint": "kkt",
+    "Overfitting": "overfitting",
     "Run": "runs",
     "Verdict": "theorems",
     "adversarial_margins": "margins",
     "audit": "theorems",
+    "detect_overfitting": "overfitting",
     "gradient_flow": "workflow",
     "kkt_certificate": "kkt",
     "load": "datasets",
@@ -68,12 +71,14 @@ __all__ = [
     "Margins",
     "Monitor",
     "NearestKKTPoint",
+    "Overfitting",
     "Run",
     "Verdict",
     "adversarial_margins",
     "attacks",
     "audit",
     "datasets",
+    "detect_overfitting",
     "errors",
     "gradient_flow",
     "kkt_certificate",

@@ -14,9 +14,25 @@ MarginflowError
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MarginflowError(Exception):
     """Base of every error that marginflow raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are built again from their args alone, which the subclasses' own arguments
+        # are not: one raised in another process would break the pool that brings it here.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[MarginflowError], args: tuple[Any, ...], state: dict[str, Any]
+) -> MarginflowError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(MarginflowError, ValueError):

@@ -87,21 +87,3 @@ def test_a_failing_statement_exits_with_1(
     capsys.readouterr()
     assert main(["verify", str(out)]) == 1
     assert "failed: Eq. 36" in capsys.readouterr().out
-
-
-def test_figures_6_and_7(tmp_path: Path) -> None:
-    from marginflow.experiments import deep_linear_runs, fig6, fig7
-
-    runs = deep_linear_runs(tmp_path, epochs=300)
-    again = deep_linear_runs(tmp_path, epochs=300)
-    assert [r.metrics for r in runs] == [r.metrics for r in again], "finished runs are read"
-    for figure in (fig6(runs), fig7(runs)):
-        assert [panel.title for panel in figure.panels] == ["L = 2", "L = 3", "L = 4"]
-        assert [len(panel.curves) for panel in figure.panels] == [2, 3, 4]
-    for depth, panel in zip((2, 3, 4), fig6(runs).panels, strict=True):
-        final = runs[depth - 2].final["layer_norms"]
-        drawn = [curve.y[-1] for curve in panel.curves]
-        assert drawn == pytest.approx(final, rel=1e-12)
-    for panel in fig7(runs).panels:
-        assert panel.curves[-1].y[-1] == pytest.approx(1, abs=1e-15), "one row has rank one"
-        assert all(0 < y <= 1 + 1e-15 for curve in panel.curves for y in curve.y if y is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -23,12 +24,14 @@ PUBLIC = [
     "Margins",
     "Monitor",
     "NearestKKTPoint",
+    "Overfitting",
     "Run",
     "Verdict",
     "adversarial_margins",
     "attacks",
     "audit",
     "datasets",
+    "detect_overfitting",
     "errors",
     "gradient_flow",
     "kkt_certificate",
@@ -49,6 +52,7 @@ PACKAGES = {
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
         *("Perturbation", "build", "check_budget"),
     ],
+    "datasets": ["ClassDistance", "Dataset", "class_distance", "load", "separable"],
     "engine": ["AutogradEngine", "LossGradient"],
     "flow": [
         *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),
@@ -163,3 +167,19 @@ def test_what_errors_carry() -> None:
     )
     assert str(errors.MissingDependencyError("ray", "that")).endswith("pip install ray")
     assert (errors.DivergedError("x", 5, 2).step, errors.DivergedError("x", 5, 2).epoch) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InputError("expected a, got b"),
+        errors.NotHomogeneousError("no", "w"),
+        errors.MissingDependencyError("ray", "that"),
+        errors.DivergedError("x", 5, 2),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_travel_between_processes(error: errors.MarginflowError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))

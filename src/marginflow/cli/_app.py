@@ -384,21 +384,63 @@ def certify(
     )
 
 
-@app.command(epilog="Example: marginflow reproduce fig6 fig7 --out runs/figures")
+@app.command(
+    epilog="Example: marginflow reproduce fig1 fig2 --scale mnist --data-dir DIR --out runs/mnist"
+)
 def reproduce(
-    figures: Annotated[list[str], typer.Argument(help="fig6, fig7, or all.")],
-    out: Annotated[Path, typer.Option(help="Folder for the runs and figures.")] = Path(
-        "runs/figures"
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of weights.")] = 0,
+    figures: Annotated[
+        list[str],
+        typer.Argument(
+            help="fig1 … fig7 (the paper's), tradeoff, cross, overfitting, scale-trap (ours), "
+            "paper, ours, or all."
+        ),
+    ],
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="demo (bundled digits, minutes), mnist (the paper's networks, fewer epochs), "
+            "paper (its epochs)."
+        ),
+    ] = "demo",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for runs and figures (default: runs/figures/SCALE)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="First seed of weights and batches.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds; bands show their range.")] = 1,
     form: Annotated[
         str, typer.Option("--format", help="Format of the figures: svg, png or pdf.")
     ] = "png",
+    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trainings at a time (default: one for each CPU core).")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of each training; they change the last bits.")
+    ] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Train again what is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line for each training.")] = False,
 ) -> None:
-    """Reproduce figures of the paper, each with what the paper claims of it checked."""
+    """Reproduce figures of the paper, each with what the paper claims of it checked.
+
+    Every training is a run directory: called again, finished ones are read and interrupted ones go
+    on. Writes each figure, its numbers (FIGURE.json) and one page of all, index.html.
+    """
     from marginflow.cli._reproduce import run_reproduction
 
-    run_reproduction(figures, out=out, seed=seed, form=form)
+    run_reproduction(
+        figures,
+        scale=scale,
+        out=out,
+        seed=seed,
+        seeds=seeds,
+        form=form,
+        data_dir=data_dir,
+        jobs=jobs,
+        threads=threads,
+        force=force,
+        progress=not quiet,
+    )
 
 
 @app.command(epilog="Example: marginflow demo --out runs/demo")

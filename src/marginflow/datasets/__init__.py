@@ -17,10 +17,11 @@ from marginflow._checks import unknown
 from marginflow._specs import Spec, parse
 from marginflow.datasets import _digits, _mnist, _npz, _separable
 from marginflow.datasets._dataset import Dataset
+from marginflow.datasets._distance import ClassDistance, class_distance
 from marginflow.datasets._separable import separable
 from marginflow.errors import SpecificationError
 
-__all__ = ["Dataset", "load", "separable"]
+__all__ = ["ClassDistance", "Dataset", "class_distance", "load", "separable"]
 
 _KIND = "data set"
 _NAMES = ("digits", "mnist", "npz", "separable")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from marginflow.theorems import Verdict
+
 Scale = Literal["linear", "log", "symlog"]
 
 
@@ -54,6 +56,27 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """A table of numbers on a coloured ground, the larger the deeper.
+
+    Attributes:
+        title: what the numbers are, with their unit.
+        xlabel, ylabel: what the columns and the rows are.
+        columns, rows: their names.
+        values: one row each.
+        decimals: of every number.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float]]
+    decimals: int = 1
+
+
+@dataclass(frozen=True)
 class FigureData:
     """A figure before it is drawn.
 
@@ -63,10 +86,12 @@ class FigureData:
         statement: the answer in one sentence, with its numbers.
         panels: the axes, in reading order.
         notes: caption lines: settings, n, seeds, caveats.
+        verdicts: what is claimed of the figure, each claim judged.
     """
 
     name: str
     title: str
     statement: str
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | Matrix]
     notes: Sequence[str] = field(default=())
+    verdicts: Sequence[Verdict] = field(default=())

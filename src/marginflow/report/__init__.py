@@ -2,6 +2,7 @@
 
 from marginflow.report._curves import comparison
 from marginflow.report._draw import draw
+from marginflow.report._figures_page import write_figures
 from marginflow.report._html import write_report
 from marginflow.report._panel_files import write_panels
 from marginflow.report._save import save_figure
@@ -14,6 +15,7 @@ __all__ = [
     "draw",
     "save_figure",
     "statement",
+    "write_figures",
     "write_panels",
     "write_report",
 ]

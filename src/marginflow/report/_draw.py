@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import real
 from marginflow.errors import InputError
-from marginflow.experiments import Curve, FigureData, Panel
+from marginflow.experiments import Curve, FigureData, Matrix, Panel
 from marginflow.report._axes import finite, label_text, set_scales, unit_exponent
+from marginflow.report._matrix import check_matrix, draw_matrix
 from marginflow.report._text import margin_unit, unbroken
 from marginflow.report._theme import Theme, ThemeName, theme_named
 
@@ -75,6 +76,9 @@ def draw(figure: FigureData, *, width_inches: float = 9.0, theme: ThemeName = "l
     if not figure.panels:
         raise InputError(f"the figure {figure.name!r} has no panels to draw")
     for panel in figure.panels:
+        if isinstance(panel, Matrix):
+            check_matrix(panel)
+            continue
         for curve in panel.curves:
             _check(panel, curve)
     with own_settings(colors):
@@ -136,7 +140,10 @@ def _drawn(figure: FigureData, width: float, colors: Theme) -> Figure:
     canvas = Canvas(figsize=(width, height), layout=layout)
     axes = canvas.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for k, panel in enumerate(figure.panels):
-        _draw_panel(axes[k], panel, "\n".join(titles[k]), legends[k], colors)
+        if isinstance(panel, Matrix):
+            draw_matrix(axes[k], panel, "\n".join(titles[k]), colors)
+        else:
+            _draw_panel(axes[k], panel, "\n".join(titles[k]), legends[k], colors)
     for empty in axes[len(figure.panels) :]:
         empty.set_axis_off()
     edge = height - 0.06
@@ -213,8 +220,10 @@ class _Legend:
         return high * -(-len(self.labels) // self.columns)
 
 
-def _legend(panel: Panel, breadth: float) -> _Legend:
+def _legend(panel: Panel | Matrix, breadth: float) -> _Legend:
     """Side by side where the entries are short; a curve without a name has no entry."""
+    if isinstance(panel, Matrix):
+        return _Legend((), 1)
     labels = [
         "\n".join(_wrapped(curve.label, breadth - 0.9, _FONT))
         for curve in panel.curves

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from marginflow.experiments import Panel
+from marginflow.experiments import Matrix, Panel
+from marginflow.report._matrix import describe_matrix
 from marginflow.report._text import format_count, format_number, format_short, unbroken
 from marginflow.report._theme import theme_named
 
@@ -50,8 +51,10 @@ def style_variables(theme: str) -> Markup:
     return Markup(" ".join(f"--fig-{name}: {color};" for name, color in variables.items()))
 
 
-def describe(panel: Panel) -> str:
+def describe(panel: Panel | Matrix) -> str:
     """The panel in words, for those who cannot see it."""
+    if isinstance(panel, Matrix):
+        return describe_matrix(panel)
     parts = [f"{panel.title}. Line chart of {panel.ylabel} against {panel.xlabel}."]
     label = ""
     for curve in panel.curves:

@@ -1,0 +1,93 @@
+"""The numbers of a reproduction, for ``results.json`` and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from marginflow.experiments._claims import separation
+from marginflow.experiments._curves import ACCURACY, MARGIN, Records, path_of
+from marginflow.experiments._experiment import MILESTONES, ScaleName
+from marginflow.experiments._reproduce import Reproduction
+
+_KEPT = ("versions", "git_revision", "machine", "threads", "data_sha256")
+
+
+def results_of(done: Reproduction, scale: ScaleName) -> dict[str, Any]:
+    """All that a figure says, as JSON: settings, courses, claims, drawn data, origin."""
+    figure, results = done.figure, done.results
+    first = next(iter(results.trained.values()))[0].run.config
+    return {
+        "figure": figure.name,
+        "scale": scale,
+        "seeds": list(results.seeds),
+        "title": figure.title,
+        "statement": figure.statement,
+        "notes": list(figure.notes),
+        "verdicts": [verdict.as_dict() for verdict in figure.verdicts],
+        "settings": asdict(done.experiment),
+        "trainings": [asdict(training) for training in done.experiment.trainings()],
+        "courses": courses(done),
+        "panels": [asdict(panel) for panel in figure.panels],
+        "training_seconds": round(done.seconds, 1),
+        "origin": {key: first[key] for key in _KEPT if key in first},
+    }
+
+
+def courses(done: Reproduction) -> list[dict[str, Any]]:
+    """γ̂_m and accuracy at the milestones and the end, and the epoch of 100 %, of every run."""
+    found = []
+    for seeds in done.results.trained.values():
+        for t in seeds:
+            own = t.training.measure_with or t.training.attack
+            for attack in (own, *t.training.also):
+                records = t.records(attack)
+                found.append(
+                    {
+                        "training": t.training.name,
+                        "label": t.training.label,
+                        "seed": t.seed,
+                        "trained_against": t.training.attack or "none",
+                        "measured_under": attack or "none",
+                        "epochs": t.training.epochs,
+                        "normalized_margin": _at_milestones(records, MARGIN),
+                        "adversarial_accuracy": _at_milestones(records, ACCURACY),
+                        "first_measured_epoch_all_fitted": separation(records),
+                    }
+                )
+    return found
+
+
+def course_lines(done: Reproduction) -> list[str]:
+    """The courses of γ̂_m in units of 10⁻³ as lines of at most 80 columns."""
+    lines = []
+    for course in courses(done):
+        margins: dict[str, float] = course["normalized_margin"]
+        fitted = course["first_measured_epoch_all_fitted"]
+        under = "" if course["measured_under"] == course["trained_against"] else " under "
+        if under:
+            under += course["measured_under"].partition(":")[0]
+        seed = f", seed {course['seed']}" if len(done.results.seeds) > 1 else ""
+        lines.append(
+            f"{course['label']}{seed}{under}: 100 % "
+            + ("not reached" if fitted is None else f"at epoch {fitted:,.0f}")
+        )
+        lines += _wrapped([f"{int(epoch):,}: {1e3 * m:.3g}" for epoch, m in margins.items()])
+    return [line.replace(": -", ": −") for line in lines]
+
+
+def _wrapped(parts: Sequence[str], width: int = 74) -> list[str]:
+    lines, line = [], ""
+    for part in parts:
+        if line and len(line) + len(part) + 3 > width:
+            lines.append(line)
+            line = ""
+        line += ("   " if line else "") + part
+    return [f"    {text}" for text in (*lines, line) if text]
+
+
+def _at_milestones(records: Records, key: str) -> dict[str, float]:
+    path = path_of(records, key)
+    last = max(path, default=0.0)
+    return {str(int(epoch)): path[epoch] for epoch in (*MILESTONES, last) if epoch in path}
