@@ -135,7 +135,8 @@ def test_figure_1_draws_what_was_measured(done: dict[str, Reproduction]) -> None
     fgsm, standard = part.results["fgsm"][0], part.results["standard"][0]
     panel = part.figure.panels[0]
     assert isinstance(panel, Panel)
-    shown = {r["epoch"]: r["normalized_margin"] for r in fgsm.run.metrics if r["epoch"] <= 6}
+    assert panel.ylabel == "γ̂_m (×10⁻³)"
+    shown = {r["epoch"]: 1000 * r["normalized_margin"] for r in fgsm.run.metrics if r["epoch"] <= 6}
     assert dict(zip(panel.curves[0].x, panel.curves[0].y, strict=True)) == shown
     assert fgsm.run.final["epoch"] == 12, "the long run goes on"
     assert standard.run.config["attack"] == "none"
@@ -247,7 +248,7 @@ def test_seeds_make_a_band_and_two_processes_the_same_bits(tmp_path: Path) -> No
     assert alone.figure == together.figure
     assert alone.results.seeds == (1, 2)
     curve = alone.figure.panels[0].curves[0]  # type: ignore[union-attr]
-    paths = [[r["normalized_margin"] for r in t.records()] for t in alone.results["fgm"]]
+    paths = [[1000 * r["normalized_margin"] for r in t.records()] for t in alone.results["fgm"]]
     assert list(curve.low) == [min(pair) for pair in zip(*paths, strict=True)]
     assert list(curve.high) == [max(pair) for pair in zip(*paths, strict=True)]
     assert curve.y == pytest.approx([sum(pair) / 2 for pair in zip(*paths, strict=True)])

@@ -66,7 +66,7 @@ def test_the_page_escapes_and_is_the_same_twice(tmp_path: Path) -> None:
     assert "Claim &lt;1&gt;" in text
     assert "<i>γ̂</i><sub>m</sub> = 2 &amp; more".replace(" = ", "\u00a0=\u00a0") in text
     assert "a &amp; b" in text
-    assert '<li class="fails">' in text
+    assert '<strong class="verdict fails">fails</strong>' in text
     assert "took 30 s in all" in text
     assert "took 10.0 min in all" in text
     assert text.count("<svg") == 2

@@ -31,6 +31,7 @@ def test_the_public_names() -> None:
         "draw",
         "save_figure",
         "statement",
+        "write_figures",
         "write_panels",
         "write_report",
     ]

@@ -171,8 +171,8 @@ def above(records: Records, other: Records) -> Finding:
     ok = upper[worst] > lower[worst]
     return Finding(
         ok,
-        f"{milli(upper[worst])} against {milli(lower[worst])} where they are closest (epoch {worst:,.0f}; "
-        f"{len(after)} points)",
+        f"{milli(upper[worst])} against {milli(lower[worst])} where they are closest (epoch {worst:,.0f}, "
+        f"of {len(after)} points)",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,8 +92,22 @@ def epoch_panel(title: str, ylabel: str, curves: Sequence[Curve], *, late: bool 
 
 
 def margin_panel(title: str, curves: Sequence[Curve], *, late: bool = False) -> Panel:
-    """A panel of γ̂_m."""
-    return epoch_panel(title, "γ̂_m", curves, late=late)
+    """A panel of γ̂_m, in units of 10⁻³."""
+    return epoch_panel(title, "γ̂_m (×10⁻³)", in_thousandths(curves), late=late)
+
+
+def in_thousandths(curves: Sequence[Curve]) -> list[Curve]:
+    """Normalised margins in units of 10⁻³, their order of magnitude in deep networks."""
+    return [
+        dataclasses.replace(
+            curve,
+            **{
+                part: [None if value is None else 1000 * value for value in getattr(curve, part)]
+                for part in ("y", "low", "high")
+            },
+        )
+        for curve in curves
+    ]
 
 
 def accuracy_panel(title: str, curves: Sequence[Curve]) -> Panel:

@@ -64,7 +64,7 @@ class Matrix:
         xlabel, ylabel: what the columns and the rows are.
         columns, rows: their names.
         values: one row each.
-        decimals: of every number.
+        decimals: of every number; none is drawn from 100 on.
     """
 
     title: str

@@ -14,6 +14,7 @@ from marginflow.experiments._curves import (
     accuracy_panel,
     along_epochs,
     epoch_panel,
+    in_thousandths,
     path_of,
 )
 from marginflow.experiments._experiment import Experiment, Results, ScaleName, Trained, Training
@@ -153,7 +154,7 @@ class CatastrophicOverfitting(Experiment):
 
 
 def _quartile_panel(title: str, curves: Sequence[Curve]) -> Panel:
-    return epoch_panel(title, "upper quartile of γ̂_i", curves)
+    return epoch_panel(title, "upper quartile of γ̂_i (×10⁻³)", in_thousandths(curves))
 
 
 def _unflagged(flag: Overfitting | None) -> Finding:

@@ -101,7 +101,8 @@ class Sizes(Experiment):
                     for color, (eps, net) in enumerate(zip(self.sizes, nets, strict=True))
                 ]
                 panels.append(panel(f"{what}, trained and measured with {words}", curves))
-        named = {t.label: results[t.name] for t in reversed(trainings)}
+        fgsm_first = (*trainings[len(self.sizes) :], *trainings[: len(self.sizes)])
+        named = {t.label: results[t.name] for t in fgsm_first}
         figure = f"Figure {self.number}"
         finals = {
             label: [float(t.records()[-1][MARGIN]) for t in seeds] for label, seeds in named.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,10 @@ def _figure(figure: FigureData, seconds: float) -> dict[str, object]:
         "statement": figure.statement,
         "panels": panels,
         "verdicts": figure.verdicts,
+        "outcomes": ", ".join(
+            f"{count} {outcome}"
+            for outcome, count in Counter(v.outcome for v in figure.verdicts).items()
+        ),
         "notes": figure.notes,
         "minutes": f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s",
     }

@@ -46,7 +46,7 @@ def draw_matrix(axes: Axes, matrix: Matrix, title: str, colors: Theme) -> None:
             ground = to_rgba(colors.palette[0], _DEEPEST * rank)
             axes.add_patch(Rectangle((j, i), 1, 1, facecolor=ground, edgecolor=colors.paper))
             best = bool(known) and value == known[-1]
-            text = f"{value:,.{matrix.decimals}f}" if math.isfinite(value) else "–"
+            text = _cell(value, matrix.decimals) if math.isfinite(value) else "–"
             axes.text(
                 j + 0.5,
                 i + 0.5,
@@ -66,6 +66,11 @@ def draw_matrix(axes: Axes, matrix: Matrix, title: str, colors: Theme) -> None:
     axes.set_title(title)
     axes.set_xlabel(label_text(matrix.xlabel))
     axes.set_ylabel(label_text(matrix.ylabel))
+
+
+def _cell(value: float, decimals: int) -> str:
+    """Three digits before the point leave no room for more behind it."""
+    return f"{value:,.{decimals if abs(value) < 100 else 0}f}"
 
 
 def describe_matrix(matrix: Matrix) -> str:
