@@ -98,15 +98,13 @@ def margin_panel(title: str, curves: Sequence[Curve], *, late: bool = False) -> 
 
 def in_thousandths(curves: Sequence[Curve]) -> list[Curve]:
     """Normalised margins in units of 10⁻³, their order of magnitude in deep networks."""
+
+    def scaled(values: Sequence[float | None]) -> list[float | None]:
+        return [None if value is None else 1000 * value for value in values]
+
     return [
-        dataclasses.replace(
-            curve,
-            **{
-                part: [None if value is None else 1000 * value for value in getattr(curve, part)]
-                for part in ("y", "low", "high")
-            },
-        )
-        for curve in curves
+        dataclasses.replace(c, y=scaled(c.y), low=scaled(c.low), high=scaled(c.high))
+        for c in curves
     ]
 
 
