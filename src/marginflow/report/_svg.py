@@ -20,7 +20,7 @@ _DROPPED = re.compile(
 _ID = re.compile(r"\sid=\"([^\"]*)\"")
 # Latin letters are only those that the paper's formulas use: names of runs are left alone.
 _SUBSCRIPT = re.compile(
-    r"(?P<letter>(?<![A-Za-z_])(?:[α-ωΑ-ΩLGPVWcfmuvxyδ∂][\u0302-\u0304]?|max|min)|‖)"
+    r"(?P<letter>(?<![A-Za-z_])(?:[α-ωΑ-ΩLGPVWacfmuvxyδ∂][\u0302-\u0304]?|max|min)|‖)"
     r"_(?P<below>\{[^}]*\}|min|max|[A-Za-zΠ0-9])(?![a-z])"
 )
 _SUPERSCRIPT = re.compile(r"\^(?:\{(?P<braced>[^}]*)\}|\((?P<round>[^)]*)\)|(?P<plain>-?[\w/]+))")

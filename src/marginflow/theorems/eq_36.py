@@ -13,7 +13,7 @@ _TOLERANCE = 1e-11
 
 
 def eq_36(evidence: Evidence) -> Verdict:
-    """``W_{k+1}ᵀW_{k+1} − W_kW_kᵀ`` changes by the accumulated η² terms only.
+    """``W_{k+1}ᵀ W_{k+1} − W_k W_kᵀ`` changes by the accumulated η² terms only.
 
     Exact for gradient descent and SGD with any step, loss, attack and derivative, because
     on a deep linear network the loss depends on W through W_Π; not with momentum.
@@ -22,7 +22,7 @@ def eq_36(evidence: Evidence) -> Verdict:
         return _along_the_flow(evidence)
     claim = Claim(
         "Eq. 36",
-        "W_{k+1}ᵀW_{k+1} − W_kW_kᵀ changes only by Σ η²(G_{k+1}ᵀG_{k+1} − G_kG_kᵀ)",
+        "W_{k+1}ᵀ W_{k+1} − W_k W_kᵀ changes only by Σ η²(G_{k+1}ᵀ G_{k+1} − G_k G_kᵀ)",
         (evidence.is_linear(), evidence.without_momentum(), evidence.is_float64()),
         "largest relative drift over layers and measured points",
         "0",
@@ -44,7 +44,7 @@ def _along_the_flow(evidence: Evidence) -> Verdict:
     stepped = any(record.get("method") == "steps" for record in evidence.run.metrics)
     claim = Claim(
         "Eq. 36",
-        "W_{k+1}ᵀW_{k+1} − W_kW_kᵀ is constant along the gradient flow",
+        "W_{k+1}ᵀ W_{k+1} − W_k W_kᵀ is constant along the gradient flow",
         (evidence.is_linear(), evidence.is_float64(), evidence.has_path()),
         "largest change over layers and kept points, relative to the largest ‖W_k‖_F²",
         "0",

@@ -21,7 +21,7 @@ _COMMON = (2.0, 3.0, 5.0)
 
 
 def lemma_3(evidence: Evidence) -> Verdict:
-    """``δ_i(a_1W_1, …, a_LW_L) = δ_i(W)`` for a_k > 0 (Eq. 5), at the kept points.
+    """``δ_i(a_1 W_1, …, a_L W_L) = δ_i(W)`` for a_k > 0 (Eq. 5), at the kept points.
 
     Powers of two change no bit of a product or a sum, so under them δ must be bit-identical; under
     other factors equal to rounding. Standard training is examined under the perturbation
@@ -31,7 +31,7 @@ def lemma_3(evidence: Evidence) -> Verdict:
     attack = evidence.attack or _measured(evidence)
     claim = Claim(
         "Lemma 3",
-        "δ(a_1W_1, …, a_LW_L) = δ(W) for all a_k > 0",
+        "δ(a_1 W_1, …, a_L W_L) = δ(W) for all a_k > 0",
         (
             homogeneous(evidence),
             Hypothesis("a perturbation", attack is not None and attack.eps > 0),
