@@ -152,6 +152,39 @@ def test_two_examples_at_each_others_kinks(angle: float, activation: str) -> Non
     assert mf.kkt_certificate(off, x, y, tau=1e-3).residual > 0.01
 
 
+def a_unit_in_each_plane(angles: Tensor) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """``x_0 = e_0`` and ``x_j = cos θ_j e_0 + sin θ_j e_j`` of the other label, at the others' kinks.
+
+    ``w_j ∝ e_j``, ``w_0 ∝ e_0 − Σ cot θ_j e_j``. With ``D = 1/(1 + Σ cot² θ_j)`` the multipliers are
+    ``λ_0 = D^{−1/2}``, ``λ_j = 1/sin θ_j``; of unit j at x_0 the share ``√D cot θ_j`` of its slope counts, of
+    unit 0 at x_j the same, and nothing of the others.
+    """
+    k, c, s = len(angles), angles.cos(), angles.sin()
+    x = torch.eye(k + 1, dtype=torch.float64)
+    x[1:, 0], x[1:, 1:] = c, s.diag()
+    d = float(1 / (1 + (c / s).square().sum()))
+    hidden = torch.eye(k + 1, dtype=torch.float64)
+    hidden[0, 1:] = -c / s
+    hidden[0] *= d ** (1 / 4)
+    hidden[1:] *= s.rsqrt().unsqueeze(1)
+    last = torch.cat([s.new_tensor([d ** (-1 / 4)]), -s.rsqrt()])
+    y = torch.tensor([1] + [-1] * k)
+    multipliers = torch.cat([s.new_tensor([d ** (-1 / 2)]), 1 / s])
+    return put(mf.models.mlp(k + 1, k + 1, 1), hidden, last.unsqueeze(0)), x, y, multipliers
+
+
+@pytest.mark.parametrize("k", [3, 8, 9, 14])
+def test_an_example_at_many_kinks(k: int) -> None:
+    """Up to eight all sides are rows; beyond, the few of 2^k that the point is made of are looked for."""
+    model, x, y, multipliers = a_unit_in_each_plane(
+        torch.linspace(0.6, 1.4, k, dtype=torch.float64)
+    )
+    cert = mf.kkt_certificate(model, x, y, tau=0.0)
+    assert_kkt_point(cert, model, [1.0, 1.0])
+    assert (cert.multipliers - multipliers).abs().max() <= 1e-9
+    assert cert.solver_gap <= 1e-12
+
+
 def test_two_perturbations_that_tie() -> None:
     """``min ½‖w‖²`` with ``⟨w, (1, ±e)⟩ ≥ 1``: w = (1, 0), half of the multiplier on each."""
     model = put(nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
