@@ -9,11 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from kkt_oracles import Case, case, naive, put, simplex
+from kkt_oracles import Case, case, naive, naive_fgm, put, simplex
 from torch import Tensor, nn
 
 import marginflow as mf
-from marginflow.attacks import FGSM, Attack, ExactLinear, FiniteSet
+from marginflow.attacks import FGM, FGSM, Attack, ExactLinear, FiniteSet
+from marginflow.models import SquaredReLU
 from marginflow.references import max_margin
 
 
@@ -183,6 +184,27 @@ def test_an_example_at_many_kinks(k: int) -> None:
     assert_kkt_point(cert, model, [1.0, 1.0])
     assert (cert.multipliers - multipliers).abs().max() <= 1e-9
     assert cert.solver_gap <= 1e-12
+
+
+def test_a_kink_where_the_perturbation_is_formed() -> None:
+    """A unit at 0 on x, not on ``x + δ(W)``: δ jumps, so there is no second piece."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, middle, last = (
+        torch.rand(shape, generator=generator, dtype=torch.float64) + 0.2
+        for shape in ((3, 2), (3, 3), (1, 3))
+    )
+    hidden[1, 0] = 0.0
+    linear = [nn.Linear(2, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 1, bias=False)]
+    model = put(
+        nn.Sequential(linear[0], nn.ReLU(), linear[1], SquaredReLU(), linear[2]),
+        hidden,
+        middle,
+        last,
+    )
+    c = Case(model, torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([1]))
+    cert = mf.kkt_certificate(model, c.x, c.y, FGM(0.2), tau=0.0)
+    expected = naive(c, 5, lambda z, label, i: naive_fgm(model, z, label, 0.2))
+    assert cert.residual == pytest.approx(expected.best(0.0)[2], rel=1e-12)
 
 
 def test_two_perturbations_that_tie() -> None:

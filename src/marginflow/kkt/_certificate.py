@@ -253,9 +253,9 @@ def kkt_certificate(
     subdifferential has it. Of an example with more than eight units at a kink the pieces are formed that
     lower r: all that matter where these units are of one layer, so that r is exact; where some feed others
     the best of many pieces is a local one, and r may be an upper bound. So it is with more than eight
-    undetermined signs, of which eight are expanded. Not expanded, and autograd's own choice, are the kinks of ``F.relu`` in a
-    forward, of a ReLU behind a convolution and of max-pooling, signs within PGD, and kinks at which δ(W)
-    jumps: there is no subdifferential. There too r is an upper bound.
+    undetermined signs, of which eight are expanded. Not expanded, and autograd's own choice, are the kinks
+    of ``F.relu`` in a forward, of a ReLU behind a convolution and of max-pooling, signs within PGD, and
+    kinks at which δ(W) jumps: there is no subdifferential. There too r is an upper bound.
 
     Args:
         model: a multi-homogeneous network, (n, …) to (n,), (n, 1) or (n, C).

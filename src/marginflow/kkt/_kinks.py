@@ -72,8 +72,11 @@ class Kinks:
             u, result = args[0], None
             if sides is not None:
                 part = slice(start, start + u.shape[1])
-                share = sides[:, part].to(u)
-                piece = (share + (1 - share) * slope(module)) * u
+                share = sides[:, part]
+                if share.dtype == torch.bool:
+                    piece = torch.where(share, u, slope(module) * u)
+                else:
+                    piece = (share + (1 - share) * slope(module)) * u
                 output = piece if fixed is None else torch.where(fixed[:, part], piece, output)
                 result = output
             start += u.shape[1]
