@@ -9,11 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from kkt_oracles import Case, case, naive, put, simplex
+from kkt_oracles import Case, case, naive, naive_fgm, put, simplex
 from torch import Tensor, nn
 
 import marginflow as mf
-from marginflow.attacks import FGSM, Attack, ExactLinear, FiniteSet
+from marginflow.attacks import FGM, FGSM, Attack, ExactLinear, FiniteSet
+from marginflow.models import SquaredReLU
 from marginflow.references import max_margin
 
 
@@ -150,6 +151,60 @@ def test_two_examples_at_each_others_kinks(angle: float, activation: str) -> Non
     with torch.no_grad():
         next(off.parameters()).add_(1e-6 * torch.tensor([[c, s], [1.0, 0.0]]))
     assert mf.kkt_certificate(off, x, y, tau=1e-3).residual > 0.01
+
+
+def a_unit_in_each_plane(angles: Tensor) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """``x_0 = e_0`` and ``x_j = cos θ_j e_0 + sin θ_j e_j`` of the other label, at the others' kinks.
+
+    ``w_j ∝ e_j``, ``w_0 ∝ e_0 − Σ cot θ_j e_j``. With ``D = 1/(1 + Σ cot² θ_j)`` the multipliers are
+    ``λ_0 = D^{−1/2}``, ``λ_j = 1/sin θ_j``; of unit j at x_0 the share ``√D cot θ_j`` of its slope counts, of
+    unit 0 at x_j the same, and nothing of the others.
+    """
+    k, c, s = len(angles), angles.cos(), angles.sin()
+    x = torch.eye(k + 1, dtype=torch.float64)
+    x[1:, 0], x[1:, 1:] = c, s.diag()
+    d = float(1 / (1 + (c / s).square().sum()))
+    hidden = torch.eye(k + 1, dtype=torch.float64)
+    hidden[0, 1:] = -c / s
+    hidden[0] *= d ** (1 / 4)
+    hidden[1:] *= s.rsqrt().unsqueeze(1)
+    last = torch.cat([s.new_tensor([d ** (-1 / 4)]), -s.rsqrt()])
+    y = torch.tensor([1] + [-1] * k)
+    multipliers = torch.cat([s.new_tensor([d ** (-1 / 2)]), 1 / s])
+    return put(mf.models.mlp(k + 1, k + 1, 1), hidden, last.unsqueeze(0)), x, y, multipliers
+
+
+@pytest.mark.parametrize("k", [3, 8, 9, 14])
+def test_an_example_at_many_kinks(k: int) -> None:
+    """Up to eight all sides are rows; beyond, the few of 2^k that the point is made of are looked for."""
+    model, x, y, multipliers = a_unit_in_each_plane(
+        torch.linspace(0.6, 1.4, k, dtype=torch.float64)
+    )
+    cert = mf.kkt_certificate(model, x, y, tau=0.0)
+    assert_kkt_point(cert, model, [1.0, 1.0])
+    assert (cert.multipliers - multipliers).abs().max() <= 1e-9
+    assert cert.solver_gap <= 1e-12
+
+
+def test_a_kink_where_the_perturbation_is_formed() -> None:
+    """A unit at 0 on x, not on ``x + δ(W)``: δ jumps, so there is no second piece."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, middle, last = (
+        torch.rand(shape, generator=generator, dtype=torch.float64) + 0.2
+        for shape in ((3, 2), (3, 3), (1, 3))
+    )
+    hidden[1, 0] = 0.0
+    linear = [nn.Linear(2, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 1, bias=False)]
+    model = put(
+        nn.Sequential(linear[0], nn.ReLU(), linear[1], SquaredReLU(), linear[2]),
+        hidden,
+        middle,
+        last,
+    )
+    c = Case(model, torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([1]))
+    cert = mf.kkt_certificate(model, c.x, c.y, FGM(0.2), tau=0.0)
+    expected = naive(c, 5, lambda z, label, i: naive_fgm(model, z, label, 0.2))
+    assert cert.residual == pytest.approx(expected.best(0.0)[2], rel=1e-12)
 
 
 def test_two_perturbations_that_tie() -> None:

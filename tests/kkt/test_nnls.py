@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from scipy.optimize import nnls
 
+from marginflow.kkt import _nnls
 from marginflow.kkt._nnls import Solution, solve
 
 Array = npt.NDArray[np.float64]
@@ -22,6 +25,9 @@ def problem(kind: str, seed: int) -> tuple[Array, Array]:
         columns = columns[:, rng.integers(0, max(1, s // 2), size=s)]
     if kind == "narrow":  # nearly parallel columns
         columns = np.abs(columns) + 5.0
+    if kind == "ill-conditioned":  # the Gram matrix has a condition number of 1e10 and more
+        columns = rng.normal(size=(d, s)) + 0.3
+        columns *= np.logspace(0, -5, d)[:, None]
     if kind == "wide":  # many more columns than dimensions
         columns = rng.normal(size=(max(2, d // 5), 60))
     vector = rng.normal(size=len(columns))
@@ -40,7 +46,10 @@ def residual(columns: Array, vector: Array, multipliers: torch.Tensor) -> float:
     return float(np.linalg.norm(vector - columns @ multipliers.numpy()))
 
 
-@pytest.mark.parametrize("kind", ["plain", "duplicated", "narrow", "wide", "inside"])
+KINDS = ["plain", "duplicated", "narrow", "ill-conditioned", "wide", "inside"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_residual_and_conditions_against_scipy(kind: str) -> None:
     for seed in range(40):
         columns, vector = problem(kind, seed)
@@ -72,37 +81,59 @@ def test_a_warm_start_changes_the_way_and_not_the_answer() -> None:
         start = torch.from_numpy(rng.uniform(size=columns.shape[1]) * rng.integers(0, 2))
         warm = by_gram(columns, vector, start)
         again = by_gram(columns, vector, cold.multipliers)
-        assert (warm.multipliers - cold.multipliers).abs().max() <= 1e-10
-        assert again.factorizations <= 1
+        same = residual(columns, vector, warm.multipliers) ** 2
+        assert abs(same - residual(columns, vector, cold.multipliers) ** 2) <= 1e-14
+        if columns.shape[1] <= columns.shape[0]:  # else they need not be unique
+            assert (warm.multipliers - cold.multipliers).abs().max() <= 1e-10
+        assert again.exchanges == again.factorizations == 0
         assert torch.equal(again.multipliers > 0, cold.multipliers > 0)
 
 
-def test_the_method_of_lawson_and_hanson_alone_gives_the_same() -> None:
-    """The fallback, which ends whatever the matrix."""
-    from marginflow.kkt._nnls import _Work
-
-    for kind in ("plain", "duplicated", "wide"):
-        for seed in range(10):
-            columns, vector = problem(kind, seed)
-            gram = torch.from_numpy(columns.T @ columns).fill_diagonal_(1.0)
-            work = _Work(gram, torch.from_numpy(columns.T @ vector))
-            found = work.lawson_hanson(torch.zeros(columns.shape[1], dtype=torch.float64))
-            _, expected = nnls(columns, vector, maxiter=10_000)
-            assert abs(residual(columns, vector, found) ** 2 - expected**2) <= 1e-13
-
-
-def test_a_thousand_duplicated_multipliers_take_few_factorisations() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(size=(900, 1))
-    columns = rng.normal(size=(900, 500)) + base
-    columns = np.hstack([columns, columns])
-    vector = base[:, 0] + 2 * rng.normal(size=900)
+def large(kind: str) -> tuple[Array, Array]:
+    """Some hundred columns: 300 of 400 in use, each one twice, or in a space that is nearly flat."""
+    rng = np.random.default_rng(1)
+    columns = rng.normal(size=(800, 400))
+    vector = columns @ rng.exponential(size=400) + 20 * rng.normal(size=800)
+    if kind == "duplicated":
+        columns = np.hstack([columns, columns])
+    if kind == "ill-conditioned":
+        columns = np.logspace(0, -4, 120)[:, None] * (rng.normal(size=(120, 400)) + 0.3)
+        vector = columns @ rng.uniform(size=400) + 10 * rng.normal(size=120)
     columns = columns * np.sign(vector @ columns) / np.linalg.norm(columns, axis=0)
-    vector = vector / np.linalg.norm(vector)
-    found = by_gram(columns, vector)
+    return columns, vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("kind", ["plain", "duplicated", "ill-conditioned"])
+def test_blocks_and_single_exchanges_give_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks from the start, single exchanges alone, and blocks where single ones take too long."""
+    columns, vector = large(kind)
     _, expected = nnls(columns, vector, maxiter=100_000)
-    assert residual(columns, vector, found.multipliers) == pytest.approx(expected, abs=1e-12)
-    assert found.factorizations < 100
+    exchanges = []
+    for work in (0.0, 1e6, math.inf):
+        monkeypatch.setattr(_nnls, "_WORK", 0.0)
+        monkeypatch.setattr(_nnls, "_LEAST_WORK", work)
+        found = by_gram(columns, vector)
+        assert residual(columns, vector, found.multipliers) == pytest.approx(expected, abs=1e-12)
+        assert found.violation <= 1e-12
+        assert (found.factorizations == 0) == (work == math.inf)
+        exchanges.append(found.exchanges)
+    if kind != "ill-conditioned":  # many multipliers: blocks alone reach the minimiser
+        assert exchanges[0] <= 1 < exchanges[1] < 200 < exchanges[2]
+
+
+def test_a_start_at_multipliers_of_dependent_columns() -> None:
+    columns, vector = large("duplicated")
+    expected = by_gram(columns, vector)
+    half = expected.multipliers / 2
+    start = half + half.roll(400)  # each pair shares its multiplier
+    assert int((start > 0).sum()) > 400
+    found = by_gram(columns, vector, start)
+    assert residual(columns, vector, found.multipliers) == pytest.approx(
+        residual(columns, vector, expected.multipliers), abs=1e-13
+    )
+    assert found.violation <= 1e-13
 
 
 def test_nothing_to_choose_from() -> None:

@@ -250,10 +250,12 @@ def kkt_certificate(
     Where a margin is tied (to 1e-9) between rival classes, between elements of a finite set, between
     signs of FGSM or of ExactLinear's ℓ∞ (or its largest coordinates under ℓ1), or between the sides of a
     ``nn.ReLU`` or ``nn.LeakyReLU`` on (n, units) at its kink, each gradient enters, as Clarke's
-    subdifferential has it; at most eight signs and eight units an example, so that with more of them
-    r is an upper bound. Not expanded, and autograd's own choice, are the kinks of ``F.relu`` in a
-    forward, of a ReLU behind a convolution and of max-pooling, signs within PGD, and kinks at which δ(W)
-    jumps: there is no subdifferential. There too r is an upper bound.
+    subdifferential has it. Of an example with more than eight units at a kink the pieces are formed that
+    lower r: all that matter where these units are of one layer, so that r is exact; where some feed others
+    the best of many pieces is a local one, and r may be an upper bound. So it is with more than eight
+    undetermined signs, of which eight are expanded. Not expanded, and autograd's own choice, are the kinks
+    of ``F.relu`` in a forward, of a ReLU behind a convolution and of max-pooling, signs within PGD, and
+    kinks at which δ(W) jumps: there is no subdifferential. There too r is an upper bound.
 
     Args:
         model: a multi-homogeneous network, (n, …) to (n,), (n, 1) or (n, C).
@@ -429,7 +431,7 @@ def _cone(
         affordable = math.isqrt(int(_WORK / len(problem.weights)))
         nearest = nearest.take(slice(0, max_support or max(200, affordable)))
     rows = problem.pieces(nearest, nearest.values * (1 + TIE))
-    return Cone(problem, rows, engine.gram(rows, memory)), engine
+    return Cone(problem, rows, engine, memory), engine
 
 
 def _along(
@@ -446,14 +448,19 @@ def _along(
             asked += [_FROM * ratio ** (k / (_GRID - 1)) for k in range(_GRID - 1)]
         asked = [*asked, everything, min(tau, everything)]
     levels = sorted(set(asked))
-    prefixes = [int((margins <= (1 + level) * low * (1 + TIE)).sum()) for level in levels]
-    wanted = int((margins <= (1 + tau) * low * (1 + TIE)).sum())
-    found: dict[int, Nearest] = {}
-    start: Tensor | None = None
-    for r in sorted({*prefixes, wanted, len(margins)}):
-        found[r] = cone.nearest(r, start, exact=r == wanted)
-        start = found[r].scaled
-    return levels, [found[r] for r in prefixes], found[wanted], found[len(margins)]
+    bounds = [(1 + level) * low * (1 + TIE) for level in levels]
+    wanted = (1 + tau) * low * (1 + TIE)
+    found: dict[float, Nearest] = {}
+    last: Nearest | None = None
+    for bound in sorted({*bounds, wanted, math.inf}):
+        # Pieces that one bound asks for are rows for the next.
+        margins = survey.margins[cone.rows.examples.cpu()]
+        r = int((margins <= bound).sum())
+        if last is None or len(last.scaled) < r:
+            start = None if last is None else last.scaled
+            last = cone.completed(r, start, exact=r == int((margins <= wanted).sum()))
+        found[bound] = last
+    return levels, [found[bound] for bound in bounds], found[wanted], found[math.inf]
 
 
 def _best_of_all(cone: Cone, survey: Survey, last: Nearest) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from marginflow.kkt import _nnls
+from marginflow.kkt._gram import Engine
 from marginflow.kkt._problem import Problem, Rows
 
 # Below this relative residual its square is computed too coarsely from the Gram matrix.
@@ -24,6 +25,10 @@ _EXPLICIT_BELOW = 1e-2
 # Below this one the multipliers are worth improving with the residual vector.
 _REFINE_BELOW = 1e-5
 _REFINEMENTS = 4
+# Rounds of new pieces, the residual at which none can help, and the cosine that counts as acute.
+_GENERATIONS = 300
+_NOTHING = 1e-13
+_ACUTE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +55,15 @@ class Cone:
     Args:
         problem: the network.
         rows: the margins, in ascending order of their examples' margins.
-        gram: their Gram matrix, (r, r), on the CPU; it is scaled in place.
+        engine: for their Gram matrix.
+        memory: bytes for the data of single examples.
     """
 
-    def __init__(self, problem: Problem, rows: Rows, gram: Tensor) -> None:
-        self.problem, self.rows = problem, rows
+    def __init__(self, problem: Problem, rows: Rows, engine: Engine, memory: int) -> None:
+        self.problem, self.rows, self.engine, self.memory = problem, rows, engine, memory
         self.weights = problem.weights
         self.norm = float(torch.linalg.vector_norm(self.weights))
+        gram = engine.gram(rows, memory)
         self.lengths = torch.diagonal(gram).sqrt()
         gram /= self.lengths.unsqueeze(0)
         gram /= self.lengths.unsqueeze(1)
@@ -92,6 +99,57 @@ class Cone:
                 violation = self._violation(scaled, vector)
         multipliers = scaled * self.norm / self.lengths[:r]
         return Nearest(scaled, multipliers, min(residual, 1.0), violation)
+
+    def completed(self, r: int, start: Tensor | None = None, *, exact: bool = False) -> Nearest:
+        """:meth:`nearest`, with as many pieces of examples with many kinks as it takes.
+
+        Column generation: while a piece has an acute angle with ``W − Σ λ_i ∂m_i``, the steepest one
+        of each example becomes a row behind the first ``r``, which the point's multipliers include.
+
+        Args:
+            r: number of rows ≥ 1.
+            start: scaled multipliers of a smaller cone.
+            exact: form the residual vector however large it is.
+        """
+        found = self.nearest(r, start, exact=exact)
+        for _ in range(_GENERATIONS):
+            rows = self.rows.take(slice(0, r))
+            crowded = rows.take(self.problem.crowded(rows))
+            if len(crowded) == 0 or found.residual <= _NOTHING:
+                break
+            vector, residual = self._residual(found.scaled)
+            new = self.problem.steeper(crowded.take(_families(crowded)), vector)
+            new = new.take(_unknown(new, crowded))
+            if len(new):
+                lengths = torch.diagonal(self.engine.across(new, new, self.memory)).sqrt()
+                slack = self.problem.slopes(new, vector) / (lengths * self.norm)
+                new = new.take((slack > _ACUTE * residual).to(new.labels.device))
+            if len(new) == 0:
+                break
+            self._insert(new, r)
+            start = torch.cat([found.scaled, found.scaled.new_zeros(len(new))])
+            r += len(new)
+            found = self.nearest(r, start, exact=exact)
+        return found
+
+    def _insert(self, new: Rows, place: int) -> None:
+        """Give the cone further rows, behind the first ``place``."""
+        known, more = len(self.rows), len(new)
+        across = self.engine.across(new, self.rows, self.memory)
+        own = self.engine.across(new, new, self.memory)
+        lengths = torch.diagonal(own).sqrt()
+        gram = torch.empty((known + more, known + more), dtype=torch.float64)
+        gram[:known, :known] = self.gram
+        gram[known:, :known] = across / lengths.unsqueeze(1) / self.lengths.unsqueeze(0)
+        gram[:known, known:] = gram[known:, :known].T
+        gram[known:, known:] = own / lengths.unsqueeze(1) / lengths.unsqueeze(0)
+        gram.fill_diagonal_(1.0)
+        added = torch.arange(known, known + more)
+        order = torch.cat([torch.arange(place), added, torch.arange(place, known)])
+        self.gram = gram[order.unsqueeze(1), order]
+        self.rows = Rows.joined([self.rows, new]).take(order.to(new.labels.device))
+        self.lengths = torch.cat([self.lengths, lengths])[order]
+        self.target = self.problem.order * self.rows.values.cpu() / (self.norm * self.lengths)
 
     def with_direction(self, direction: Tensor, start: Tensor) -> float:
         """The relative residual with a further generator of the cone: any ``Σ w_i ∂m_i``, w ≥ 0.
@@ -153,3 +211,24 @@ class Cone:
         held = scaled > 0
         worst = float(slack[held].abs().max()) if bool(held.any()) else 0.0
         return max(0.0, worst, float(slack.max()))
+
+
+def _family(rows: Rows) -> Tensor:
+    """What the pieces that differ in their sides alone have in common, (r, …)."""
+    which = torch.stack([rows.examples, rows.rivals], dim=1).double()
+    return torch.cat([which, rows.perturbed.flatten(1)], dim=1)
+
+
+def _families(rows: Rows) -> Tensor:
+    """The index of one row of each family."""
+    _, group = torch.unique(_family(rows), dim=0, return_inverse=True)
+    first = torch.zeros(int(group.max()) + 1, dtype=torch.int64, device=group.device)
+    first[group.flip(0)] = torch.arange(len(rows) - 1, -1, -1, device=group.device)
+    return first
+
+
+def _unknown(new: Rows, known: Rows) -> Tensor:
+    """Which of the new rows are none of the known ones, (r,) bool."""
+    keys = [torch.cat([_family(rows), rows.sides.flatten(1)], dim=1) for rows in (known, new)]
+    _, group = torch.unique(torch.cat(keys), dim=0, return_inverse=True)
+    return ~torch.isin(group[len(known) :], group[: len(known)])

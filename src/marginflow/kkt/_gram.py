@@ -78,6 +78,16 @@ class Engine(ABC):
                 gram[part, here] = block.T
         return gram
 
+    def across(self, rows: Rows, others: Rows, memory: int) -> Tensor:
+        """``⟨∂m_i, ∂m_j⟩`` of a few rows with all others, (r, others), float64, on the CPU."""
+        found = torch.empty((len(rows), len(others)), dtype=torch.float64)
+        size = max(1, memory // (2 * 8 * self.bytes_per_row))
+        for here, some in rows.parts(size):
+            left = self.features(some)
+            for there, part in others.parts(size):
+                found[here, there] = self.inner(left, self.features(part)).cpu()
+        return found
+
 
 class GradientEngine(Engine):
     """Per-example gradients, for any network."""

@@ -58,7 +58,8 @@ class Kinks:
         """Record the units inside the block, with some of them replaced by a linear piece.
 
         Args:
-            sides: (r, all units) bool, the side of each unit: ``u`` itself or ``slope · u``.
+            sides: (r, all units) bool, the side of each unit: ``u`` itself or ``slope · u``; or shares in
+                [0, 1] of the former, for autograd to differentiate by.
             fixed: (r, all units) bool, the units that this holds for; None is all.
         """
         met = Units()
@@ -71,7 +72,11 @@ class Kinks:
             u, result = args[0], None
             if sides is not None:
                 part = slice(start, start + u.shape[1])
-                piece = torch.where(sides[:, part], u, slope(module) * u)
+                share = sides[:, part]
+                if share.dtype == torch.bool:
+                    piece = torch.where(share, u, slope(module) * u)
+                else:
+                    piece = (share + (1 - share) * slope(module)) * u
                 output = piece if fixed is None else torch.where(fixed[:, part], piece, output)
                 result = output
             start += u.shape[1]

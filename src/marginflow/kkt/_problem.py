@@ -21,8 +21,10 @@ from marginflow.kkt._kinks import Kinks
 from marginflow.kkt._ties import TIE, tied_perturbations
 from marginflow.losses import Loss, margins_of
 
-# A row has 2^k pieces.
+# A row with k units at a kink has 2^k pieces. Beyond this many they are formed as they are needed.
 _MOST_KINKS = 8
+# Flips of a piece's sides towards the one of the steepest descent; kinks in one layer need one.
+_FLIPS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,10 +276,13 @@ class Problem:
         with ExitStack() as stack:
             if rows.sides.shape[1]:
                 stack.enter_context(self.kinks.observed(*self._masks(rows)))
-            inputs = rows.perturbed
-            if self.through:
-                inputs = rows.clean + self._delta(rows.clean, rows.labels, rows.examples, None)
-            outputs: Tensor = self.model(inputs)
+            return self._pieces(rows)
+
+    def _pieces(self, rows: Rows) -> Tensor:
+        inputs = rows.perturbed
+        if self.through:
+            inputs = rows.clean + self._delta(rows.clean, rows.labels, rows.examples, None)
+        outputs: Tensor = self.model(inputs)
         if outputs.ndim == 1 or outputs.shape[1] == 1:
             return outputs.reshape(-1) * rows.labels
         both = outputs.gather(1, torch.stack([rows.labels, rows.rivals], dim=1))
@@ -372,17 +377,15 @@ class Problem:
         # A unit that nothing above listens to (a dead one) has no second piece.
         weight = self._signals(rows, kinks)
         kinks &= weight > TIE * weight.amax(dim=1, keepdim=True)
-        weight = weight.masked_fill(~kinks, 0.0)
-        ranked = torch.argsort(weight, dim=1, descending=True)[:, :_MOST_KINKS]
-        units = [
-            row[held].tolist() for row, held in zip(ranked, kinks.gather(1, ranked), strict=True)
-        ]
+        units = [torch.nonzero(row).squeeze(1).tolist() for row in kinks]
         if not any(units):
             return rows
         most = max(map(len, units))
         origins, sides = [], []
         for i, own in enumerate(units):
-            for taken in product((0, 1), repeat=len(own)):
+            crowded = len(own) > _MOST_KINKS
+            choices = zip(*[(0, 1)] * len(own), strict=True) if crowded else None
+            for taken in choices or product((0, 1), repeat=len(own)):
                 origins.append(i)
                 pairs = [list(pair) for pair in zip(own, taken, strict=True)]
                 sides.append(pairs + [[-1, -1]] * (most - len(own)))
@@ -392,6 +395,63 @@ class Problem:
         )
         values = [self.margins(some).detach() for _, some in pieces.parts(self.batch_size)]
         return replace(pieces, values=torch.cat(values))
+
+    def crowded(self, rows: Rows) -> Tensor:
+        """Which rows have more units at a kink than all sides were formed of, (r,)."""
+        return (rows.sides[:, :, 0] >= 0).sum(dim=1) > _MOST_KINKS
+
+    def steeper(self, rows: Rows, direction: Tensor) -> Rows:
+        """Of each row the sides with the greatest ``⟨∂p/∂W, direction⟩``.
+
+        With a share σ_j of either slope at each kink this number is affine in each σ_j alone, and in
+        all of them together where no unit feeds another one. Then the signs of its derivatives tell
+        the best sides at once. Of units in several layers all are flipped that should be, or else
+        the best one, until none helps: a local maximum.
+
+        Args:
+            rows: pieces at kinks.
+            direction: of W, flat.
+
+        Returns:
+            the rows at those sides.
+        """
+        found = []
+        for _, some in rows.parts(self.batch_size):
+            slopes, gains = self._gains(some, direction)
+            for _ in range(_FLIPS):
+                helps = gains > TIE * gains.abs().amax(dim=1, keepdim=True)
+                if not bool(helps.any()):
+                    break
+                every = _flipped(some, helps)
+                steeper, next_gains = self._gains(every, direction)
+                best = torch.zeros_like(helps).scatter_(1, gains.argmax(dim=1, keepdim=True), True)
+                # As good as one flip at least; and where units feed others maybe not even that.
+                worse = steeper < slopes + torch.where(helps, gains, 0.0).amax(dim=1)
+                if bool(worse.any()):
+                    every = _flipped(some, torch.where(worse.unsqueeze(1), helps & best, helps))
+                    steeper, next_gains = self._gains(every, direction)
+                some, slopes, gains = every, steeper, next_gains
+            found.append(some)
+        return Rows.joined(found)
+
+    def _gains(self, rows: Rows, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """``h = ⟨∂p/∂W, direction⟩``, (r,), and what flipping each unit at a kink adds to it, (r, k)."""
+        sides, fixed = self._masks(rows)
+        shares = sides.to(direction).requires_grad_()
+        with self.kinks.observed(shares, fixed):
+            margins = self._pieces(rows)
+        v = torch.ones_like(margins, requires_grad=True)
+        gradients = torch.autograd.grad(
+            margins, self.parameters, v, create_graph=True, materialize_grads=True
+        )
+        parts = torch.split(direction, [p.numel() for p in self.parameters])
+        along = torch.stack(
+            [g.reshape(-1) @ d for g, d in zip(gradients, parts, strict=True)]
+        ).sum()
+        slopes, by_share = torch.autograd.grad(along, (v, shares))
+        units, taken = rows.sides.unbind(dim=2)
+        gains = by_share.gather(1, units.clamp(min=0)) * (1 - 2 * taken)
+        return slopes, gains.masked_fill(units < 0, 0.0)
 
     def _signals(self, rows: Rows, kinks: Tensor) -> Tensor:
         """``|∂m_i/∂σ|`` of the units, with those at a kink on one side or on the other, the larger."""
@@ -453,6 +513,12 @@ class Problem:
 def flat(tensors: list[Tensor]) -> Tensor:
     """The tensors as one vector."""
     return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _flipped(rows: Rows, flips: Tensor) -> Rows:
+    """The rows on the other side of some of their kinks, (r, k) bool."""
+    units, taken = rows.sides.unbind(dim=2)
+    return replace(rows, sides=torch.stack([units, torch.where(flips, 1 - taken, taken)], dim=2))
 
 
 def _rivals(outputs: Tensor, y: Tensor) -> Tensor:
