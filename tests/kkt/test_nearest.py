@@ -275,3 +275,18 @@ def test_failing_is_a_value_with_advice() -> None:
     assert point.residual > 1e-8
     assert "δ(W) may jump where a ReLU or a sign changes sides" in point.advice
     assert point.certificate.residual == point.residual
+
+
+def test_the_same_start_gives_the_same_bits() -> None:
+    """MKL's least squares on a singular system hung on where its memory lay."""
+    x, y = data(10)
+    c = trained(mf.models.mlp(5, 8, 6, 1, seed=10), x, y, None, steps=1500)
+    rng = np.random.default_rng(0)
+    first, *others = [
+        (mf.nearest_kkt_point(c.model, x, y), [np.empty(k) for k in rng.integers(1, 5000, 50)])[0]
+        for _ in range(3)
+    ]
+    for other in others:
+        assert (other.rounds, other.residual) == (first.rounds, first.residual)
+        for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(a, b)

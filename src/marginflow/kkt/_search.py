@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import lstsq
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
@@ -475,7 +476,10 @@ class Search:
             defect = torch.cat([point - jacobian.T @ held, c[active]])
             # The singular values are what is exact, and several times as slow.
             driver = "gelsd" if least <= _FINE else "gelsy"
-            step = torch.linalg.lstsq(system, -defect, rcond=_SINGULAR, driver=driver).solution
+            # scipy's, not torch's: MKL's rounding hangs on where its workspace lies, and where the
+            # system is singular that decides between solutions.
+            solved, *_ = lstsq(system.numpy(), -defect.numpy(), _SINGULAR, lapack_driver=driver)
+            step = torch.from_numpy(solved)
             point = point + step[:n]
             mu = torch.zeros_like(c)
             mu[active] = held + step[n:]
