@@ -24,9 +24,11 @@ from marginflow.kkt._active import ActiveSet, Array, tolerance
 _DEPENDENT = 1e-13
 # Block steps that do not bring fewer infeasible indices than ever, before it counts as cycling.
 _PATIENCE = 3
-# Multiply-adds for single exchanges before blocks are tried: about r/5 of them, from nothing.
+# Multiply-adds for single exchanges before blocks are tried: ``_WORK r³``, about r/5 exchanges from
+# nothing. Beyond _LARGE the factor is out of the cache and an exchange costs more than its operations.
 _WORK = 0.02
 _LEAST_WORK = 1e8
+_LARGE = 3000
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,8 @@ def solve(gram: Tensor, target: Tensor, start: Tensor | None = None) -> Solution
         active.begin(start.numpy())
     found: Tensor | None = None
     factorizations = 0
-    if active.run(max(_LEAST_WORK, _WORK * len(target) ** 3)):
+    r = len(target)
+    if active.run(max(_LEAST_WORK, _WORK * r**2 * min(r, _LARGE))):
         found = _tensor(active.point)
     else:
         blocks = _Blocks(gram, target, _tensor(active.point))
