@@ -153,7 +153,7 @@ def test_a_damaged_certificate_says_so(folder: Path, tmp_path: Path) -> None:
     for text, message in [
         ("{", "damaged"),
         ("[]", "no format_version"),
-        ('{"format_version": 1}', "damaged"),
+        ('{"format_version": 1}', "damaged: it has no examples_file; make it again"),
         ('{"format_version": 99}', "update it"),
         ('{"format_version": 1, "examples_file": {"sha256": "../../../etc/passwd"}}', None),
     ]:

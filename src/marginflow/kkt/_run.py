@@ -168,7 +168,9 @@ def read_certificate(folder: str | os.PathLike[str]) -> SavedCertificate | None:
         )
     except FileNotFoundError:
         return SavedCertificate(content, {}, {})
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except KeyError as error:
+        raise RunError(f"{str(path)!r} is damaged: it has no {error.args[0]}; {again}") from None
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise RunError(f"{str(path)!r} is damaged: {error}; {again}") from None
     return SavedCertificate(content, clean, adversarial)
 
