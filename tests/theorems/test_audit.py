@@ -210,6 +210,7 @@ def test_the_command_prints_the_audit_first(
     written = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(mf.audit(out).as_dict()))
     assert written["scale_changes"] == 0.0
+    assert written["step"] == 5
     assert main(["verify", str(out), "--json"]) == 0
     verdicts = json.loads(capsys.readouterr().out)
     assert verdicts == json.loads((out / "verdicts.json").read_text(encoding="utf-8"))
