@@ -25,7 +25,6 @@ _CAP = 4000
 # Multiply-adds in a Gram matrix of per-example gradients that are taken without asking.
 _WORK = 1e12
 _GRID = 20
-_FROM = 1e-4
 _COLUMNS = 80
 
 
@@ -264,7 +263,8 @@ def kkt_certificate(
         attack: the perturbation δ; None certifies the clean margins.
         loss: ``exponential`` or ``logistic``, of the margin: its slopes weigh the paper's multipliers.
         tau: multipliers are allowed where ``m_i ≤ (1 + τ) m_min``, τ ≥ 0; ``math.inf`` allows all.
-        taus: where to evaluate the curve; by default 0 and a log-spaced grid up to everything.
+        taus: where to evaluate the curve; by default 0 and where the k-th example comes
+            in, k log-spaced up to everything.
         derivative: ``total`` differentiates through δ(W), as Theorem 5 needs; ``detached`` holds δ
             fixed. Both agree where δ is an exact inner maximum or made of signs.
         fitted_only: leave out the examples whose margin is not positive, instead of refusing
@@ -442,11 +442,7 @@ def _along(
     low, high = float(margins[0]), float(margins[-1])
     everything = high / low - 1
     if asked is None:
-        asked = [0.0]
-        if everything > _FROM:
-            ratio = everything / _FROM
-            asked += [_FROM * ratio ** (k / (_GRID - 1)) for k in range(_GRID - 1)]
-        asked = [*asked, everything, min(tau, everything)]
+        asked = [*_grid(margins / low - 1), min(tau, everything)]
     levels = sorted(set(asked))
     bounds = [(1 + level) * low * (1 + TIE) for level in levels]
     wanted = (1 + tau) * low * (1 + TIE)
@@ -461,6 +457,13 @@ def _along(
             last = cone.completed(r, start, exact=r == int((margins <= wanted).sum()))
         found[bound] = last
     return levels, [found[bound] for bound in bounds], found[wanted], found[math.inf]
+
+
+def _grid(excesses: Tensor) -> list[float]:
+    """The τ at which the k-th example comes in, k log-spaced: between two of them r does not change."""
+    entries = torch.unique(excesses).tolist()
+    places = {round(len(entries) ** (k / (_GRID - 1))) - 1 for k in range(_GRID)}
+    return [0.0, *(entries[place] for place in sorted(places))]
 
 
 def _best_of_all(cone: Cone, survey: Survey, last: Nearest) -> float:
