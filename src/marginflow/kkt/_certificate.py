@@ -460,7 +460,7 @@ def _along(
 
 
 def _grid(excesses: Tensor) -> list[float]:
-    """The τ at which the k-th example comes in, k log-spaced: between two of them r does not change."""
+    """The τ at which the k-th example comes in, k log-spaced: r changes only where one does."""
     entries = torch.unique(excesses).tolist()
     places = {round(len(entries) ** (k / (_GRID - 1))) - 1 for k in range(_GRID)}
     return [0.0, *(entries[place] for place in sorted(places))]
