@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from marginflow._checks import real, whole
-from marginflow.attacks import Attack, Derivative
+from marginflow.attacks import Attack, Derivative, build
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
 from marginflow.kkt._cone import Cone, Nearest
@@ -224,7 +224,7 @@ def kkt_certificate(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Attack | None = None,
+    attack: Attack | str | None = None,
     *,
     loss: str | Loss = "exponential",
     tau: float = 2.0,
@@ -260,7 +260,7 @@ def kkt_certificate(
         model: a multi-homogeneous network, (n, …) to (n,), (n, 1) or (n, C).
         x: examples, (n, …).
         y: labels, (n,): −1/+1 for one output, 0 … C − 1 for C outputs.
-        attack: the perturbation δ; None certifies the clean margins.
+        attack: the perturbation δ, or its specification; None certifies the clean margins.
         loss: ``exponential`` or ``logistic``, of the margin: its slopes weigh the paper's multipliers.
         tau: multipliers are allowed where ``m_i ≤ (1 + τ) m_min``, τ ≥ 0; ``math.inf`` allows all.
         taus: where to evaluate the curve; by default 0 and where the k-th example comes
@@ -286,6 +286,7 @@ def kkt_certificate(
         ModelError: a zero layer, margins that are not finite.
         DataError: labels or shapes that do not fit.
     """
+    attack = build(attack)
     tau = _tau("tau", tau)
     asked = None if taus is None else sorted({_tau("taus", value) for value in taus})
     scorer = get_loss(loss)
