@@ -55,7 +55,7 @@ def test_it_prints_the_certificate_and_keeps_it(
         at = taus.index(row[0])
         assert int(row[1]) == int(cert.curve.supports[at])
         assert float(row[2]) == pytest.approx(float(cert.curve.residuals[at]), abs=1e-6)
-    assert f"written to {folder.name}/certificate.json" in out
+    assert f"written to {folder.name}/certificate.json,\nwith the inputs of" in out
 
 
 def test_json_is_what_is_kept(folder: Path, capsys: Capture) -> None:

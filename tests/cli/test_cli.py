@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import marginflow as mf
 from marginflow.cli import main
+from marginflow.cli._tables import print_prose
 
 SMALL = [
     "--data",
@@ -260,7 +262,9 @@ def test_a_read_only_place(place: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "cannot write" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "measure", "report", "compare", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "flow", "measure", "verify", "report", "compare", "demo"]
+)
 def test_help_shows_a_whole_example(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +273,20 @@ def test_help_shows_a_whole_example(
     text = capsys.readouterr().out
     assert f"Example: marginflow {command}" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"\w…", text), "nothing is cut off"
+
+
+def test_a_sentence_breaks_between_words_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "γ̂_m = 0.17 under the exact ℓ2 adversary, " * 10
+    print_prose(text)
+    assert capsys.readouterr().out == f"{text}\n", "piped, it is one line"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_prose(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines) == text.strip()
 
 
 def test_the_front_door_is_light() -> None:

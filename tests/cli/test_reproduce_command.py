@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,37 @@ def test_figures_numbers_and_one_page(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*command, "--format", "svg", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
     assert ((out / "fig4.svg").read_bytes(), (out / "cross.svg").read_bytes()) == before
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_page_keeps_the_figures_of_earlier_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--jobs", "1", "--quiet", "--format", "svg", "--out"]
+    assert main(["reproduce", "fig4", "cross", *common, str(tmp_path / "one")]) == 0
+    assert "before" not in capsys.readouterr().out
+    assert main(["reproduce", "cross", *common, str(tmp_path / "two")]) == 0
+    assert main(["reproduce", "fig4", *common, str(tmp_path / "two")]) == 0
+    assert "on the page, as they were made before: cross\n" in capsys.readouterr().out
+    once, twice = ((tmp_path / name / "index.html").read_text() for name in ("one", "two"))
+    shown = [re.sub(r"took \d+ s ", "", p.partition("How to reproduce")[0]) for p in (once, twice)]
+    assert shown[0] == shown[1]
+    for name in ("fig4", "cross"):
+        assert f"marginflow reproduce {name} --scale demo --out {tmp_path / 'two'}" in twice
+
+    # Neither another scale nor a damaged file is shown, and neither is touched.
+    stored = tmp_path / "two" / "cross.json"
+    whole = stored.read_text()
+    panels = json.loads(whole) | {"panels": [{"title": 3}]}
+    damaged = ["", "[]", whole[:-20], json.dumps(panels)]
+    for content in (whole.replace('"scale": "demo"', '"scale": "mnist"'), *damaged):
+        stored.write_text(content)
+        assert main(["reproduce", "fig4", *common, str(tmp_path / "two")]) == 0
+        assert ("cross is left out of the page" in capsys.readouterr().err) == (content in damaged)
+        assert stored.read_text() == content
+        page = (tmp_path / "two" / "index.html").read_text()
+        assert "Figure 4:" in page
+        assert "Trained against one" not in page
 
 
 def test_groups_of_figures() -> None:

@@ -12,7 +12,13 @@ from torch import nn
 
 import marginflow as mf
 from marginflow.attacks import FGM, PGD, ExactLinear
-from marginflow.errors import DataError, InputError, ModelError, NotHomogeneousError
+from marginflow.errors import (
+    DataError,
+    InputError,
+    MarginflowError,
+    ModelError,
+    NotHomogeneousError,
+)
 
 
 def certify(**options: Any) -> mf.Certificate:
@@ -98,3 +104,17 @@ def test_the_nearest_point_is_for_small_networks_and_fixed_attacks() -> None:
         mf.nearest_kkt_point(wide, c.x, y)
     with pytest.raises(InputError, match="max_iterations: expected"):
         mf.nearest_kkt_point(c.model, c.x, c.y, max_iterations=0)
+
+
+def test_an_attack_may_be_its_specification() -> None:
+    data = mf.load("separable:n=6,d=3,margin=0.4,seed=2")
+    model = mf.models.deep_linear(3, 2, 1, seed=0).double()
+    mf.train(model, data, attack="exact-linear:p=2,eps=0.05", lr=0.5, epochs=100)
+    attack = mf.attacks.ExactLinear(2, eps=0.05)
+    for measure in (mf.kkt_certificate, mf.nearest_kkt_point):
+        one, two = (
+            measure(model, data.x, data.y, a) for a in ("exact-linear:p=2,eps=0.05", attack)
+        )
+        assert str(one) == str(two)
+        with pytest.raises(MarginflowError, match="unknown attack 'fgms'"):
+            measure(model, data.x, data.y, "fgms:eps=0.1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,30 @@ def everything(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in files}
 
 
+def test_two_that_are_written_at_once_leave_one_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (certify_run(folder, tau=tau) for tau in (1.0, 10.0))
+    beside = threading.Thread(target=second.save, args=[tmp_path])
+    replace = os.replace
+
+    def meanwhile(source: str, target: Path) -> None:
+        """Between the inputs and the certificate that names them, the other one may begin."""
+        if target.name == "certificate.json" and beside.ident is None:
+            beside.start()
+            beside.join(0.5)
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", meanwhile)
+    first.save(tmp_path)
+    beside.join()
+    read = read_certificate(tmp_path)
+    assert read is not None
+    assert read.content["tau"] == 10.0, "the second waited for the first"
+    assert list(read.clean) != []
+    assert len(everything(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("dies_at", [1, 2])
 def test_an_interrupted_write_leaves_the_earlier_certificate(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
@@ -153,7 +178,7 @@ def test_a_damaged_certificate_says_so(folder: Path, tmp_path: Path) -> None:
     for text, message in [
         ("{", "damaged"),
         ("[]", "no format_version"),
-        ('{"format_version": 1}', "damaged"),
+        ('{"format_version": 1}', "damaged: it has no examples_file; make it again"),
         ('{"format_version": 99}', "update it"),
         ('{"format_version": 1, "examples_file": {"sha256": "../../../etc/passwd"}}', None),
     ]:

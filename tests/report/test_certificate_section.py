@@ -210,6 +210,25 @@ def test_a_damaged_certificate_is_an_error(
         section(altered(folder, tmp_path, **changes))
 
 
+def test_the_kkt_point_beside_the_network_has_its_sentence(folder: Path, tmp_path: Path) -> None:
+    nearest = {"residual": 2e-16, "margin": 0.17, "margin_before": 0.136, "gain": 0.25}
+    nearest |= {"angle": 0.0625, "converged": True}
+    (sentence,) = section(altered(folder, tmp_path, nearest=nearest)).sentences
+    assert sentence.endswith(
+        "The KKT point beside it, found to r = 2.000 × 10⁻¹⁶, is 0.06250 rad away, with γ̂_m = 0.17 in "
+        "place of 0.136: 25.0% left to gain."
+    )
+    far = nearest | {"converged": False, "residual": 0.25, "gain": 3.5}
+    (sentence,) = section(altered(folder, tmp_path, nearest=far)).sentences
+    assert sentence.endswith(
+        "A KKT point beside it was not reached; the search ended at r = 0.2500, 0.06250 rad away, with "
+        "γ̂_m = 0.17 in place of 0.136: at least a factor of 4.5 left to gain."
+    )
+    for damaged in (3, {}, nearest | {"angle": None}, nearest | {"margin": "much"}):
+        with pytest.raises(RunError, match=r"damaged.*marginflow certify"):
+            section(altered(folder, tmp_path, nearest=damaged))
+
+
 def test_strings_from_the_file_are_escaped(folder: Path, tmp_path: Path) -> None:
     evil = '<img src=x onerror="alert(1)">'
     run = altered(

@@ -201,12 +201,12 @@ def test_the_panels_in_words(flow: Run) -> None:
 def test_the_statement_of_a_flow(flow: Run) -> None:
     margin, smoothed = flow.final["normalized_margin"], flow.final["smoothed_margin"]
     assert statement([flow]) == (
-        f"The gradient flow against {AGAINST}, followed to ln t = 30 on {DATA} (n = 8, seed 0, "
+        f"The gradient flow against the {AGAINST}, followed to ln t = 30 on {DATA} (n = 8, seed 0, "
         f"float64), ends with γ̂_m = {margin:.6f} (the smallest normalised margin under that attack; "
         f"ℓ/ρ = {smoothed:.6f}) and 100% of the perturbed training examples classified correctly."
     )
-    assert question([flow]).startswith(f"How large is the normalised margin under {AGAINST}")
-    assert default_title([flow]) == f"flow: gradient flow against {AGAINST}"
+    assert question([flow]).startswith(f"How large is the normalised margin under the {AGAINST}")
+    assert default_title([flow]) == f"flow: gradient flow against the {AGAINST}"
     assert setting([flow]) == "n = 8, seed 0, float64"
     assert caveats([flow]) == ()
 

@@ -143,6 +143,19 @@ def test_verdicts_older_than_the_last_measurement_say_so(judged: Callable[..., R
     assert found.hypotheses is None
 
 
+def test_the_step_that_was_judged_goes_before_the_times_of_the_files(
+    judged: Callable[..., Run],
+) -> None:
+    run = judged("fgsm", [verdict("Theorem 2", "holds")])
+    assert run.path is not None
+    for judged_step, old in ((run.final["step"], False), (run.final["step"] - 1, True)):
+        (run.path / "audit.json").write_text(json.dumps({"step": judged_step, "answers": ANSWERS}))
+        for later in ("verdicts.json", "metrics.jsonl"):
+            for name in ("verdicts.json", "metrics.jsonl"):
+                os.utime(run.path / name, (1e9 + 60 * (name == later),) * 2)
+            assert bool(theories([run])[0].command) == old
+
+
 def test_strings_of_the_files_are_text(judged: Callable[..., Run], tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     run = judged("fgsm", [verdict(evil, "holds", claim=evil, measured=evil, advice=evil)])

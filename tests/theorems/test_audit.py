@@ -196,6 +196,17 @@ def test_a_network_that_is_not_homogeneous() -> None:
     assert found.answers[0].answer.startswith("no")
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, 3, {}, mf.models.mlp(2, 1)], ids=["None", "3", "{}", "net"]
+)
+def test_what_is_no_run_is_refused(wrong: Any) -> None:
+    for judge in (mf.audit, mf.verify):
+        with pytest.raises(
+            mf.errors.InputError, match=f"a run directory, got {type(wrong).__name__}"
+        ):
+            judge(wrong)
+
+
 def test_the_command_prints_the_audit_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +221,7 @@ def test_the_command_prints_the_audit_first(
     written = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(mf.audit(out).as_dict()))
     assert written["scale_changes"] == 0.0
+    assert written["step"] == 5
     assert main(["verify", str(out), "--json"]) == 0
     verdicts = json.loads(capsys.readouterr().out)
     assert verdicts == json.loads((out / "verdicts.json").read_text(encoding="utf-8"))

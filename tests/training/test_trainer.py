@@ -178,6 +178,27 @@ def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
     assert told == [7]
 
 
+def test_a_callback_may_stop_a_training_as_ctrl_c_does() -> None:
+    told: list[tuple[str, int]] = []
+
+    class Stop(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 7:
+                trainer.stop()
+
+    class Later(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            told.append(("step", trainer.step))
+
+        def on_interrupt(self, trainer: Trainer) -> None:
+            told.append(("interrupt", trainer.step))
+
+    model, data = small()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, data, callbacks=[Stop(), Later()]).run()
+    assert told[-2:] == [("step", 7), ("interrupt", 7)], "the step is completed for all callbacks"
+
+
 def test_full_batch_gradient_descent_makes_one_step_an_epoch() -> None:
     model, data = small()
     run = trainer(model, data, batch_size=None)

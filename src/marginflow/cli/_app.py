@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 _DATA = "Data set: digits:3,8, mnist:3,8, separable:n=60,d=20,margin=0.1, npz:PATH."
+_FLOW_DATA = _DATA.replace(",margin=0.1", "")  # its column is too narrow for more
 _DATA_DIR = "Folder with the MNIST files (or set MARGINFLOW_DATA)."
 _MODEL = "Network: mlp:1024,64 (hidden widths), cnn, deep-linear:10,10."
 _ATTACK = (
@@ -137,7 +138,7 @@ def train(
     "--attack exact-linear:p=2,eps=0.05 --log-time 1e6 --out runs/flow"
 )
 def flow(
-    data: Annotated[str | None, typer.Option(help=_DATA)] = None,
+    data: Annotated[str | None, typer.Option(help=_FLOW_DATA)] = None,
     model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
     attack: Annotated[
         str | None,
@@ -306,8 +307,8 @@ def verify(
 ) -> None:
     """Judge the paper's statements on a run: holds, fails, does not apply, not reached.
 
-    Prints first which hypotheses the run meets, each measured. Writes verdicts.json and audit.json
-    into the run. Exit code 1 if a statement fails.
+    Prints first which hypotheses the run meets, each measured. Writes
+    verdicts.json and audit.json into the run. Exit code 1 if a statement fails.
     """
     from marginflow.cli._verify import run_verification
 
@@ -358,8 +359,8 @@ def certify(
 ) -> None:
     """Measure how far a trained network is from a KKT point of the max-margin problem.
 
-    All adversarial margins must be positive, or --fitted-only given. Writes certificate.json into
-    the run, which marginflow report shows.
+    All adversarial margins must be positive, or --fitted-only given. Writes
+    certificate.json into the run, which marginflow report shows.
     """
     from marginflow.cli._certify import run_certification
 
@@ -423,8 +424,9 @@ def reproduce(
 ) -> None:
     """Reproduce figures of the paper, each with what the paper claims of it checked.
 
-    Every training is a run directory: called again, finished ones are read and interrupted ones go
-    on. Writes each figure, its numbers (FIGURE.json) and one page of all, index.html.
+    Every training is a run directory: called again, finished ones are read and
+    interrupted ones go on. Writes each figure, its numbers (FIGURE.json) and one
+    page of all figures of this scale in the folder, index.html.
     """
     from marginflow.cli._reproduce import run_reproduction
 

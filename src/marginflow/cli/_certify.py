@@ -56,7 +56,7 @@ def run_certification(
         print(f"\n{found.nearest}")
     shown = len(found.shown)
     kept = f"the {shown} largest multipliers" if shown > 1 else "the one positive multiplier"
-    print(f"\nwritten to {written}, with the inputs of {kept}")
+    print(f"\nwritten to {written},\nwith the inputs of {kept}")
 
 
 def _thinned(found: Certificate) -> list[tuple[float, int, float]]:

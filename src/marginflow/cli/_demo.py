@@ -11,6 +11,7 @@ def run_demo(out: Path, *, seed: int, force: bool, progress: bool) -> None:
     """Train both networks, write the report, print the answer."""
     import torch
 
+    from marginflow.cli._tables import print_prose
     from marginflow.experiments import adversarial_and_standard
     from marginflow.report import comparison, save_figure, statement, write_report
 
@@ -22,5 +23,5 @@ def run_demo(out: Path, *, seed: int, force: bool, progress: bool) -> None:
     runs = adversarial_and_standard(out, seed=seed, force=force, progress=progress)
     page = write_report(runs, out / "report.html")
     save_figure(comparison(runs), out / "margins.png")
-    print(statement(runs))
+    print_prose(statement(runs))
     print(f"The report lies in {page} ({time.monotonic() - started:.0f} s).")

@@ -107,6 +107,7 @@ def run_report(
     paths: Sequence[Path], *, out: Path | None, title: str | None, form: str | None
 ) -> None:
     """Write the page, and the figures beside it if ``form`` is given; say where they lie."""
+    from marginflow.cli._tables import print_prose
     from marginflow.report import statement, write_panels, write_report
     from marginflow.runs import load_run
 
@@ -116,7 +117,7 @@ def run_report(
     target = out if out is not None else Path(paths[0]) / "report.html"
     page = write_report(runs, target, title=title)
     figures = write_panels(runs, page.parent / "figures", form) if form is not None else []
-    print(statement(runs))
+    print_prose(statement(runs))
     print(f"The report lies in {page}.")
     if figures:
         print(f"{len(figures)} figures lie in {figures[0].parent}.")
@@ -124,7 +125,7 @@ def run_report(
 
 def run_comparison(paths: Sequence[Path], *, out: Path | None, form: str | None) -> None:
     """Print the table; draw the figure, each panel, or the page if ``out`` is given."""
-    from marginflow.cli._tables import print_runs
+    from marginflow.cli._tables import print_prose, print_runs
     from marginflow.report import comparison, save_figure, statement, write_panels, write_report
     from marginflow.runs import load_run
 
@@ -145,7 +146,7 @@ def run_comparison(paths: Sequence[Path], *, out: Path | None, form: str | None)
             write_report(runs, out)
         else:
             save_figure(comparison(runs), out)
-    print(statement(runs))
+    print_prose(statement(runs))
     print_runs(runs)
     if out is not None:
         print(f"drawn in {out}")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marginflow._checks import choice, whole
-from marginflow.errors import InputError
+from marginflow.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from marginflow.experiments import Reproduction
+    from marginflow.experiments import Reproduction, Stored
     from marginflow.theorems import Verdict
 
 _WIDTH = 80
@@ -73,12 +73,20 @@ def run_reproduction(
         write_atomically(folder / f"{part.figure.name}.json", content + "\n")
         _print_figure(part, path)
         done.append(part)
-    command = _command(figures, scale, seed, seeds, threads, folder)
+    earlier = _earlier(folder, scale, names)
+    shown = {part.figure.name: (part.figure, part.seconds) for part in done}
+    shown |= {name: (stored.figure, stored.seconds) for name, stored in earlier.items()}
+    origins: dict[tuple[int, int, int], list[str]] = {}
+    for name, stored in earlier.items():
+        origin = (stored.seeds[0], len(stored.seeds), stored.threads or 1)
+        origins.setdefault(origin, []).append(name)
+    commands = [_command(figures, scale, seed, seeds, threads, folder)]
+    commands += [_command(group, scale, *origin, folder) for origin, group in origins.items()]
     page = write_figures(
-        [(part.figure, part.seconds) for part in done],
+        [shown[name] for name in EXPERIMENTS if name in shown],
         folder / "index.html",
         scale=scale,
-        command=command,
+        command="\n".join(commands),
     )
     counts: dict[str, int] = {}
     for part in done:
@@ -88,7 +96,29 @@ def run_reproduction(
         f"{len(done)} figure{'s' * (len(done) != 1)} in {time.monotonic() - began:.0f} s; claims: "
         + ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     )
+    if earlier:
+        print(
+            _filled(f"beside them on the page, as they were made before: {', '.join(earlier)}", "")
+        )
     print(f"all on one page: {page}")
+
+
+def _earlier(folder: Path, scale: str, made: Sequence[str]) -> dict[str, Stored]:
+    """The figures of the same scale that earlier calls left in the folder, by name, in their order."""
+    from marginflow.experiments import EXPERIMENTS, stored_figure
+
+    found = {}
+    for name in EXPERIMENTS:
+        if name in made:
+            continue
+        try:
+            stored = stored_figure(folder / f"{name}.json")
+        except RunError as error:
+            _tell(f"warning: {name} is left out of the page: {error}; reproduce it again")
+            continue
+        if stored is not None and (stored.figure.name, stored.scale) == (name, scale):
+            found[name] = stored
+    return found
 
 
 def _chosen(figures: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -10,6 +11,13 @@ from rich.table import Table
 
 from marginflow.report import comparison_table
 from marginflow.runs import Run
+
+
+def print_prose(text: str) -> None:
+    """Print a sentence; on a terminal its lines break between words."""
+    if sys.stdout.isatty():
+        text = textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
+    print(text)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -22,7 +22,7 @@ from marginflow.experiments._fig5 import FIG5
 from marginflow.experiments._fig6 import FIG6
 from marginflow.experiments._fig7 import FIG7
 from marginflow.experiments._figure import Curve, FigureData, Matrix, Panel, Scale
-from marginflow.experiments._numbers import course_lines, results_of
+from marginflow.experiments._numbers import Stored, course_lines, results_of, stored_figure
 from marginflow.experiments._overfitting import OVERFITTING
 from marginflow.experiments._reproduce import Reproduction, reproduce
 from marginflow.experiments._scale_trap import SCALE_TRAP
@@ -64,10 +64,12 @@ __all__ = [
     "Results",
     "Scale",
     "ScaleName",
+    "Stored",
     "Trained",
     "Training",
     "adversarial_and_standard",
     "course_lines",
     "reproduce",
     "results_of",
+    "stored_figure",
 ]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from marginflow.errors import RunError
 from marginflow.experiments._claims import separation
 from marginflow.experiments._curves import ACCURACY, MARGIN, Records, path_of
 from marginflow.experiments._experiment import MILESTONES, ScaleName
+from marginflow.experiments._figure import Curve, FigureData, Matrix, Panel
 from marginflow.experiments._reproduce import Reproduction
+from marginflow.theorems import Hypothesis, Verdict
 
 _KEPT = ("versions", "git_revision", "machine", "threads", "data_sha256")
 
@@ -33,6 +39,62 @@ def results_of(done: Reproduction, scale: ScaleName) -> dict[str, Any]:
         "training_seconds": round(done.seconds, 1),
         "origin": {key: first[key] for key in _KEPT if key in first},
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A figure that an earlier call left.
+
+    Attributes:
+        figure: what was drawn.
+        scale: at which scale.
+        seeds: of its trainings.
+        threads: of each training; None where it is not known.
+        seconds: what its trainings took.
+    """
+
+    figure: FigureData
+    scale: str
+    seeds: tuple[int, ...]
+    threads: int | None
+    seconds: float
+
+
+def stored_figure(path: str | os.PathLike[str]) -> Stored | None:
+    """The figure of a file that holds :func:`results_of`; None where there is no such file.
+
+    Raises:
+        RunError: a damaged file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        figure = FigureData(
+            content["figure"],
+            content["title"],
+            content["statement"],
+            tuple(map(_panel, content["panels"])),
+            tuple(content["notes"]),
+            tuple(map(_verdict, content["verdicts"])),
+        )
+        first, *more = (int(seed) for seed in content["seeds"])
+        threads = content["origin"].get("threads")
+        seconds = float(content["training_seconds"])
+        return Stored(figure, str(content["scale"]), (first, *more), threads, seconds)
+    except FileNotFoundError:
+        return None
+    except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RunError(f"{os.fspath(path)!r} is damaged ({error!r})") from None
+
+
+def _panel(content: Mapping[str, Any]) -> Panel | Matrix:
+    if "values" in content:
+        return Matrix(**content)
+    return Panel(**{**content, "curves": tuple(Curve(**curve) for curve in content["curves"])})
+
+
+def _verdict(content: Mapping[str, Any]) -> Verdict:
+    hypotheses = tuple(Hypothesis(**one) for one in content["hypotheses"])
+    return Verdict(**{**content, "hypotheses": hypotheses})
 
 
 def courses(done: Reproduction) -> list[dict[str, Any]]:

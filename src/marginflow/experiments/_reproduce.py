@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from marginflow.experiments._experiment import Experiment, Results, Trained, Tra
 from marginflow.experiments._figure import FigureData
 from marginflow.monitor import Monitor
 from marginflow.runs import Run, RunDirectory, load_run, write_atomically
+from marginflow.training import Callback, Trainer
 from marginflow.workflow import train
 
 _GRACE = 10.0  # seconds that interrupted trainings have for a last checkpoint
@@ -77,6 +79,7 @@ class Job:
             epochs=asked.epochs,
             dtype=asked.dtype,
             schedule=asked.schedule,
+            callbacks=[_Obeying()],
             keep_weights=asked.keep or bool(asked.also),
             seed=self.seed,
             out=self.path,
@@ -123,6 +126,8 @@ class Job:
         )
         epochs = {record["step"]: record["epoch"] for record in run.metrics}
         for step, weights in run.trajectory().items():
+            if _told_to_stop():
+                raise KeyboardInterrupt
             model.load_state_dict(weights)
             monitor.measure(step, epoch=epochs[step])
         write_atomically(place, json.dumps(asked | {"records": monitor.records}) + "\n")
@@ -210,23 +215,50 @@ def _carried_out(planned: Sequence[Job], jobs: int) -> Iterator[Iterator[tuple[J
         return
     # Forked copies of a process with threads may hang: fresh ones cost two seconds.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_wait_for_orders)
+    stop = context.Event()
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_wait_for_orders, initargs=(stop,)
+    )
     futures = {pool.submit(Job.carry_out, job): job for job in planned}
     try:
         yield ((futures[future], future.result()) for future in as_completed(futures))
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Ctrl-C, a training that failed, or a caller that wants no more: the others need not end.
+        stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        wait([f for f in futures if not f.cancelled()], timeout=_GRACE)
-        for process in multiprocessing.active_children():
-            process.terminate()
+        if isinstance(error, KeyboardInterrupt):
+            wait([f for f in futures if not f.cancelled()], timeout=_GRACE)
+            for process in multiprocessing.active_children():
+                process.terminate()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait_for_orders() -> None:
+_stop: Event | None = None
+"""What a process of the pool is told to stop by; None in the first process, which Ctrl-C reaches."""
+
+
+def _wait_for_orders(stop: Event) -> None:
     """An idle process leaves Ctrl-C to the first one; a training handles it at its next step."""
+    global _stop  # a process of the pool has one order only
+    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _told_to_stop() -> bool:
+    return _stop is not None and _stop.is_set()
+
+
+class _Obeying(Callback):
+    """Leaves a checkpoint and ends the training when the first process says so.
+
+    A terminal sends Ctrl-C to all processes, but other senders know the first one only.
+    """
+
+    def on_step(self, trainer: Trainer) -> None:
+        if _told_to_stop():
+            trainer.stop()
 
 
 @contextmanager

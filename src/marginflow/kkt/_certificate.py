@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from marginflow._checks import real, whole
-from marginflow.attacks import Attack, Derivative
+from marginflow.attacks import Attack, Derivative, build
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
 from marginflow.kkt._cone import Cone, Nearest
@@ -25,7 +25,6 @@ _CAP = 4000
 # Multiply-adds in a Gram matrix of per-example gradients that are taken without asking.
 _WORK = 1e12
 _GRID = 20
-_FROM = 1e-4
 _COLUMNS = 80
 
 
@@ -225,7 +224,7 @@ def kkt_certificate(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Attack | None = None,
+    attack: Attack | str | None = None,
     *,
     loss: str | Loss = "exponential",
     tau: float = 2.0,
@@ -261,10 +260,11 @@ def kkt_certificate(
         model: a multi-homogeneous network, (n, …) to (n,), (n, 1) or (n, C).
         x: examples, (n, …).
         y: labels, (n,): −1/+1 for one output, 0 … C − 1 for C outputs.
-        attack: the perturbation δ; None certifies the clean margins.
+        attack: the perturbation δ, or its specification; None certifies the clean margins.
         loss: ``exponential`` or ``logistic``, of the margin: its slopes weigh the paper's multipliers.
         tau: multipliers are allowed where ``m_i ≤ (1 + τ) m_min``, τ ≥ 0; ``math.inf`` allows all.
-        taus: where to evaluate the curve; by default 0 and a log-spaced grid up to everything.
+        taus: where to evaluate the curve; by default 0 and where the k-th example comes
+            in, k log-spaced up to everything.
         derivative: ``total`` differentiates through δ(W), as Theorem 5 needs; ``detached`` holds δ
             fixed. Both agree where δ is an exact inner maximum or made of signs.
         fitted_only: leave out the examples whose margin is not positive, instead of refusing
@@ -286,6 +286,7 @@ def kkt_certificate(
         ModelError: a zero layer, margins that are not finite.
         DataError: labels or shapes that do not fit.
     """
+    attack = build(attack)
     tau = _tau("tau", tau)
     asked = None if taus is None else sorted({_tau("taus", value) for value in taus})
     scorer = get_loss(loss)
@@ -442,11 +443,7 @@ def _along(
     low, high = float(margins[0]), float(margins[-1])
     everything = high / low - 1
     if asked is None:
-        asked = [0.0]
-        if everything > _FROM:
-            ratio = everything / _FROM
-            asked += [_FROM * ratio ** (k / (_GRID - 1)) for k in range(_GRID - 1)]
-        asked = [*asked, everything, min(tau, everything)]
+        asked = [*_grid(margins / low - 1), min(tau, everything)]
     levels = sorted(set(asked))
     bounds = [(1 + level) * low * (1 + TIE) for level in levels]
     wanted = (1 + tau) * low * (1 + TIE)
@@ -461,6 +458,13 @@ def _along(
             last = cone.completed(r, start, exact=r == int((margins <= wanted).sum()))
         found[bound] = last
     return levels, [found[bound] for bound in bounds], found[wanted], found[math.inf]
+
+
+def _grid(excesses: Tensor) -> list[float]:
+    """The τ at which the k-th example comes in, k log-spaced: r changes only where one does."""
+    entries = torch.unique(excesses).tolist()
+    places = {round(len(entries) ** (k / (_GRID - 1))) - 1 for k in range(_GRID)}
+    return [0.0, *(entries[place] for place in sorted(places))]
 
 
 def _best_of_all(cone: Cone, survey: Survey, last: Nearest) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import whole
 from marginflow.alignment import angle
-from marginflow.attacks import Attack
+from marginflow.attacks import Attack, build
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
 from marginflow.kkt._certificate import Certificate, kkt_certificate, labelled, refuse_negative
@@ -87,7 +87,7 @@ def nearest_kkt_point(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Attack | None = None,
+    attack: Attack | str | None = None,
     *,
     max_iterations: int = 300,
     homogeneity: Homogeneity | None = None,
@@ -109,7 +109,8 @@ def nearest_kkt_point(
         model: a multi-homogeneous network of at most 2000 trainable weights.
         x: examples, (n, …).
         y: labels, (n,).
-        attack: the perturbation, without a random start. Its derivative is the total one.
+        attack: the perturbation, or its specification, without a random start. Its derivative
+            is the total one.
         max_iterations: the most steps.
         homogeneity: the measured layers, if at hand.
 
@@ -118,6 +119,7 @@ def nearest_kkt_point(
         NotHomogeneousError, ModelError, DataError: as for :func:`kkt_certificate`.
     """
     whole("max_iterations", max_iterations, least=1)
+    attack = build(attack)
     check_nearest(model, attack)
     with torch.enable_grad():
         # A small problem with scipy in its middle: on the CPU.

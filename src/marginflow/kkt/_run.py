@@ -24,7 +24,7 @@ from marginflow.errors import InputError, RunError, SpecificationError
 from marginflow.homogeneity import measure_homogeneity
 from marginflow.kkt._certificate import Certificate, kkt_certificate
 from marginflow.kkt._nearest import NearestKKTPoint, check_nearest, nearest_kkt_point
-from marginflow.runs import Run, load_run, storing, write_atomically
+from marginflow.runs import Run, alone_in, load_run, storing, write_atomically
 
 SHOWN = 64
 """Support examples whose inputs are kept beside the certificate: those with the largest multipliers."""
@@ -103,16 +103,18 @@ class RunCertificate:
         examples = root / _FOLDER / f"support-{digest[:16]}.safetensors"
         with storing(examples.parent):
             examples.parent.mkdir(exist_ok=True)
-        write_atomically(examples, content)
         entry = {"file": f"{_FOLDER}/{examples.name}", "sha256": digest, "shown": len(indices)}
         text = json.dumps(
             self.as_dict() | {"examples_file": entry}, indent=2, ensure_ascii=False, allow_nan=False
         )
-        write_atomically(root / _FILE, text + "\n")
-        for old in examples.parent.glob("support-*.safetensors"):
-            if old != examples:
-                with contextlib.suppress(OSError):
-                    old.unlink()
+        # Another certificate of the run, written meanwhile, would take these inputs for old ones.
+        with alone_in(examples.parent):
+            write_atomically(examples, content)
+            write_atomically(root / _FILE, text + "\n")
+            for old in examples.parent.glob("support-*.safetensors"):
+                if old != examples:
+                    with contextlib.suppress(OSError):
+                        old.unlink()
         return root / _FILE
 
 
@@ -168,7 +170,9 @@ def read_certificate(folder: str | os.PathLike[str]) -> SavedCertificate | None:
         )
     except FileNotFoundError:
         return SavedCertificate(content, {}, {})
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except KeyError as error:
+        raise RunError(f"{str(path)!r} is damaged: it has no {error.args[0]}; {again}") from None
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise RunError(f"{str(path)!r} is damaged: {error}; {again}") from None
     return SavedCertificate(content, clean, adversarial)
 

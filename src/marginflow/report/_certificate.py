@@ -142,7 +142,30 @@ def _sentence(one: _Certified, alone: bool) -> str:
     return (
         f"{lead} {c['verdict']}: with the best multipliers on {which}, a share r = "
         f"{_short(residual)} of the weights’ norm remains that no gradient of these margins "
-        f"accounts for; they explain {format_percent(explained)} of ‖W‖²."
+        f"accounts for; they explain {format_percent(explained)} of ‖W‖²." + _beside(c)
+    )
+
+
+def _beside(c: Mapping[str, Any]) -> str:
+    """What ``--nearest`` found; nothing where it was not asked for."""
+    nearest = c.get("nearest")
+    if nearest is None:
+        return ""
+    residual, margin, before, gain, angle = (
+        number(nearest, key) for key in ("residual", "margin", "margin_before", "gain", "angle")
+    )
+    if residual is None or margin is None or before is None or gain is None or angle is None:
+        raise ValueError("the nearest KKT point lacks a number")
+    left = format_percent(gain) if gain < 1 else f"a factor of {format_short(1 + gain)}"
+    end = (
+        f" The KKT point beside it, found to r = {format_number(residual)}, is"
+        if nearest["converged"]
+        else f" A KKT point beside it was not reached; the search ended at r = {format_number(residual)},"
+    )
+    least = "" if nearest["converged"] else "at least "
+    return (
+        f"{end} {format_number(angle)} rad away, with γ̂_m = {margin:.6g} in place of {before:.6g}: "
+        f"{least}{left} left to gain."
     )
 
 

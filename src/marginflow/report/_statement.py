@@ -146,11 +146,11 @@ def is_standard(run: Run) -> bool:
 def training_words(run: Run) -> str:
     """``training against FGSM, ε = 0.1`` or ``standard training``, or the same of a flow."""
     if is_flow(run):
-        against = "without perturbation" if is_standard(run) else attack_words(run.config["attack"])
+        against = "without perturbation" if is_standard(run) else _named(run.config["attack"])
         return f"gradient flow {'' if is_standard(run) else 'against '}{against}"
     if is_standard(run):
         return "standard training"
-    return f"training against {attack_words(run.config.get('attack'))}"
+    return f"training against {_named(run.config.get('attack'))}"
 
 
 def unperturbed(run: Run) -> bool:
@@ -160,7 +160,13 @@ def unperturbed(run: Run) -> bool:
 
 def measured_words(run: Run) -> str:
     """The perturbation of the measured margins, in words."""
-    return "no perturbation" if unperturbed(run) else attack_words(run.config["measure_with"])
+    return "no perturbation" if unperturbed(run) else _named(run.config["measure_with"])
+
+
+def _named(spec: object) -> str:
+    """An attack within a sentence, where an adversary needs its article."""
+    words = attack_words(spec)
+    return f"the {words}" if words.startswith("exact ") else words
 
 
 def _own_caveats(name: str, run: Run) -> list[str]:

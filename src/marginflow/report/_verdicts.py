@@ -11,7 +11,7 @@ from typing import Any
 
 from marginflow.report._command import reproduction
 from marginflow.report._tables import Table, run_columns
-from marginflow.report._text import MISSING, run_names
+from marginflow.report._text import MISSING, number, run_names
 from marginflow.runs import Run
 
 _OUTCOMES = {
@@ -100,7 +100,7 @@ def _theory(run: Run, name: str) -> Theory:
         damaged = (run.path / "verdicts.json").exists()
         remark = "verdicts.json cannot be read; write it again:" if damaged else _UNJUDGED
         return Theory(name, "", remark, command)
-    old = _is_old(run.path)
+    old = _is_old(run, run.path)
     return Theory(
         name,
         _counts(verdicts),
@@ -127,15 +127,21 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _is_old(folder: Path) -> bool:
-    """Whether something was measured after the run was judged."""
+def _is_old(run: Run, folder: Path) -> bool:
+    """Whether something was measured after the run was judged: by steps, or else by the files' times."""
+    audited = _read(folder / "audit.json")
+    judged, last = (
+        number(entry, "step") if isinstance(entry, dict) else None for entry in (audited, run.final)
+    )
+    if judged is not None and last is not None:
+        return last > judged
     try:
-        measured, judged = (
+        measured, written = (
             (folder / name).stat().st_mtime for name in ("metrics.jsonl", "verdicts.json")
         )
     except OSError:
         return False
-    return measured > judged + _LATER
+    return measured > written + _LATER
 
 
 def _counts(verdicts: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """Runs on disk: configuration, metrics, checkpoints, each either whole or absent."""
 
 from marginflow.runs._directory import FORMAT_VERSION, Checkpoint, RunDirectory
-from marginflow.runs._files import storing, write_atomically
+from marginflow.runs._files import alone_in, storing, write_atomically
 from marginflow.runs._run import Run, load_run
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Checkpoint",
     "Run",
     "RunDirectory",
+    "alone_in",
     "load_run",
     "storing",
     "write_atomically",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 os.unlink(temporary)
             raise
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for ``folder``, and keep others out inside it."""
+    with storing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Not every network file system has locks; there the caller goes on without.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def append_durably(path: Path, line: str) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
+from marginflow.errors import InputError
 from marginflow.runs import Run, load_run
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Verdict
@@ -102,10 +103,19 @@ def verify(
 
 
 def as_run(run: Run | HasRun | str | os.PathLike[str]) -> Run:
-    """The run itself, of a directory or of a result that carries it."""
+    """The run itself, of a directory or of a result that carries it.
+
+    Raises:
+        InputError: something else.
+    """
     if isinstance(run, str | os.PathLike):
         return load_run(run)
-    return run if isinstance(run, Run) else run.run
+    found = run if isinstance(run, Run) else getattr(run, "run", None)
+    if not isinstance(found, Run):
+        raise InputError(
+            f"run: expected a run, a flow or the path of a run directory, got {type(run).__name__}"
+        )
+    return found
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, ...]:

@@ -97,6 +97,7 @@ class Audit:
 
     Attributes:
         run: name of the run.
+        step: of its last measurement, which is what was judged; None without one.
         degrees: c_k of the layers, or None for a network that is not multi-homogeneous, or that
             could not be built.
         order: K = Σ c_k, or None likewise.
@@ -118,6 +119,7 @@ class Audit:
     """
 
     run: str
+    step: int | None
     degrees: tuple[float, ...] | None
     order: float | None
     separated: bool | None
@@ -334,6 +336,7 @@ def audit(
     sites = evidence.sites
     return Audit(
         run=evidence.run.name,
+        step=evidence.run.metrics[-1].get("step") if evidence.run.metrics else None,
         degrees=None if homogeneity is None else tuple(homogeneity.degrees),
         order=None if homogeneity is None else homogeneity.order,
         separated=separated,

@@ -112,6 +112,7 @@ class Trainer:
         """Mean training loss over the last completed epoch, at the weights of each step."""
         self.epoch_accuracy = math.nan
         """Share of training examples with a positive adversarial margin in the last epoch."""
+        self._stopping = False
         self._global_state: Tensor | None = None
         self._undo: dict[str, Tensor] = {}
         self._undo_time = -math.inf
@@ -159,6 +160,10 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=True)
                 for module, training in modes.items():
                     module.training = training
+
+    def stop(self) -> None:
+        """End as Ctrl-C does: after the running step, once the callbacks are told, by KeyboardInterrupt."""
+        self._stopping = True
 
     def state(self) -> TrainingState:
         """A copy of the present state, for a checkpoint."""
@@ -279,7 +284,7 @@ class Trainer:
             getattr(callback, event)(self)
 
     def _stop_if(self, interrupted: threading.Event) -> None:
-        if interrupted.is_set():
+        if interrupted.is_set() or self._stopping:
             self._tell("on_interrupt")
             raise KeyboardInterrupt
 

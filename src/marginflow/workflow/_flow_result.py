@@ -70,8 +70,9 @@ class Flow:
     def __str__(self) -> str:
         end = f"ended: {self.reason}" if not self.reached else f"reached its {self.reason}"
         lines = [
-            f"gradient flow to ln t = {self.log_time:.6g} ({end}): ln L = {self.log_loss:.6g}, "
-            f"‖W‖ = {math.exp(self.log_norm):.4g}, γ̂_m = {self.final['normalized_margin']:.6g}",
+            f"gradient flow to ln t = {self.log_time:.6g} ({end})",
+            f"ln L = {self.log_loss:.6g}, ‖W‖ = {math.exp(self.log_norm):.4g}, "
+            f"γ̂_m = {self.final['normalized_margin']:.6g}",
             f"{self.steps} steps, {self.evaluations} evaluations, {self.jacobians} Jacobians",
             *self.notes,
         ]
