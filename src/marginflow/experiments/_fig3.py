@@ -39,8 +39,8 @@ FIG3: dict[ScaleName, Fig3] = {
         model="cnn",
         batch_size=80,
         sizes=_SIZES,
-        fgsm_epochs=30,
-        pgd_epochs=16,
+        fgsm_epochs=60,
+        pgd_epochs=20,
         held_out=False,
     ),
     "paper": Fig3(
