@@ -127,7 +127,7 @@ def growth(records: Records, since: float | None = None) -> Finding:
     n = len(points)
     span = f"{milli(points[0][1])} → {milli(points[-1][1])}, epochs {start:,.0f} … {points[-1][0]:,.0f}"
     if n < LEAST_POINTS:
-        return Finding(None, f"{span}: only {n} measured points")
+        return Finding(None, f"{span}: only {n} measured point{'s' if n > 1 else ''}")
     epochs, margins = zip(*points, strict=True)
     test = kendalltau(epochs, margins, alternative="greater")
     # A path that stands still has no ranks (nan), and does not grow.
