@@ -13,7 +13,11 @@ from marginflow.errors import DataError, InputError, SpecificationError
 
 
 def test_public_names():
-    assert datasets.__all__ == sorted(datasets.__all__) == ["Dataset", "load", "separable"]
+    assert (
+        datasets.__all__
+        == sorted(datasets.__all__)
+        == ["ClassDistance", "Dataset", "class_distance", "load", "separable"]
+    )
 
 
 @pytest.fixture(params=["mnist:3,8,n=50", "digits:3,8", "digits:1,2,3", "separable", "npz"])

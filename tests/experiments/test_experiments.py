@@ -288,17 +288,21 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
-    for name in ("fgm", "standard"):
-        while not list(tmp_path.glob(f"fig4/{name}-seed0/checkpoints/step-*.json")):
-            assert process.poll() is None
-            time.sleep(0.02)
-    if receiver == "all processes":  # as a terminal does
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGINT)
-    _, error = process.communicate(
-        timeout=8
-    )  # before the trainings would be killed, which is at 10
+    try:
+        for name in ("fgm", "standard"):
+            while not list(tmp_path.glob(f"fig4/{name}-seed0/checkpoints/step-*.json")):
+                assert process.poll() is None
+                time.sleep(0.02)
+        if receiver == "all processes":  # as a terminal does
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        # Before the trainings would be killed, which is at 60.
+        _, error = process.communicate(timeout=50)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode == 130, error.decode()
     assert "Traceback" not in error.decode()
     stopped = {

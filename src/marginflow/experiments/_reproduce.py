@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
+from ctypes import c_byte
 from dataclasses import dataclass, replace
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from marginflow.runs import Run, RunDirectory, load_run, write_atomically
 from marginflow.training import Callback, Trainer
 from marginflow.workflow import train
 
-_GRACE = 10.0  # seconds that interrupted trainings have for a last checkpoint
+_GRACE = 60.0  # seconds for a step and its checkpoint, before a training is killed
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,8 @@ def _carried_out(planned: Sequence[Job], jobs: int) -> Iterator[Iterator[tuple[J
         return
     # Forked copies of a process with threads may hang: fresh ones cost two seconds.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    # A byte without a lock: trainings read it at every step, and a lock would keep the writer waiting.
+    stop = context.RawValue("b", 0)
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_wait_for_orders, initargs=(stop,)
     )
@@ -224,7 +225,7 @@ def _carried_out(planned: Sequence[Job], jobs: int) -> Iterator[Iterator[tuple[J
         yield ((futures[future], future.result()) for future in as_completed(futures))
     except BaseException as error:
         # Ctrl-C, a training that failed, or a caller that wants no more: the others need not end.
-        stop.set()
+        stop.value = 1
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, KeyboardInterrupt):
             wait([f for f in futures if not f.cancelled()], timeout=_GRACE)
@@ -235,11 +236,11 @@ def _carried_out(planned: Sequence[Job], jobs: int) -> Iterator[Iterator[tuple[J
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_stop: Event | None = None
+_stop: c_byte | None = None
 """What a process of the pool is told to stop by; None in the first process, which Ctrl-C reaches."""
 
 
-def _wait_for_orders(stop: Event) -> None:
+def _wait_for_orders(stop: c_byte) -> None:
     """An idle process leaves Ctrl-C to the first one; a training handles it at its next step."""
     global _stop  # a process of the pool has one order only
     _stop = stop
@@ -247,7 +248,7 @@ def _wait_for_orders(stop: Event) -> None:
 
 
 def _told_to_stop() -> bool:
-    return _stop is not None and _stop.is_set()
+    return _stop is not None and _stop.value != 0
 
 
 class _Obeying(Callback):
