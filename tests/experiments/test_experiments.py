@@ -286,7 +286,12 @@ def test_ctrl_c_leaves_checkpoints_and_the_same_command_goes_on(
         sys.executable, "-m", "marginflow", "reproduce", "fig4", "--jobs", "2", "--out", str(tmp_path)
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # A test run in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         for name in ("fgm", "standard"):
