@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from marginflow.experiments import (
     EXPERIMENTS,
     OURS,
     PAPER,
-    Experiment,
     Matrix,
     Panel,
     Reproduction,
@@ -31,7 +31,7 @@ from marginflow.experiments import (
 from marginflow.experiments.libraries import LOSS, METHODS
 from marginflow.experiments.libraries import OURS as MARGIN
 
-TINY: dict[str, Experiment] = {
+TINY: dict[str, Any] = {
     "fig1": dataclasses.replace(
         EXPERIMENTS["fig1"]["demo"], model="mlp:8", epochs=6, pgd_epochs=6, long_epochs=12
     ),
@@ -58,8 +58,8 @@ TINY: dict[str, Experiment] = {
 }
 
 
-def run(name: str, out: Path, **options: object) -> Reproduction:
-    (done,) = reproduce([TINY[name]], out, **options)  # type: ignore[arg-type]
+def run(name: str, out: Path, **options: Any) -> Reproduction:
+    (done,) = reproduce([TINY[name]], out, **options)
     return done
 
 
@@ -141,7 +141,7 @@ def test_figure_1_draws_what_was_measured(done: dict[str, Reproduction]) -> None
     assert fgsm.run.final["epoch"] == 12, "the long run goes on"
     assert standard.run.config["attack"] == "none"
     # The kept weights, measured under PGD, against a measurement of the trained network itself.
-    pgd = TINY["fig1"].pgd  # type: ignore[attr-defined]
+    pgd = TINY["fig1"].pgd
     data = mf.load("digits:3,8")
     last = standard.records(pgd)[-1]
     measured = mf.adversarial_margins(
@@ -158,7 +158,7 @@ def test_figures_4_and_5_say_that_no_classifier_withstands(
 ) -> None:
     (note, _) = done["fig4"].figure.notes
     assert note.startswith("No classifier withstands ε = 0.75 here")
-    small = dataclasses.replace(TINY["fig5"], eps=0.1)  # type: ignore[call-arg]
+    small = dataclasses.replace(TINY["fig5"], eps=0.1)
     assert "may exist" in small.figure(done["fig5"].results).notes[0]
 
 
@@ -230,14 +230,14 @@ def test_a_finished_experiment_is_read_and_an_unfinished_one_goes_on(tmp_path: P
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "whole").rglob("step-*")} == stamps
     assert [line.partition(":")[0] for line in heard] == ["fig4/fgm-seed0", "fig4/standard-seed0"]
     # As a kill would leave it: one net short of epochs, the other not begun.
-    short = dataclasses.replace(TINY["fig4"], epochs=1)  # type: ignore[call-arg]
+    short = dataclasses.replace(TINY["fig4"], epochs=1)
     next(reproduce([short], tmp_path / "cut"))
     for path in sorted((tmp_path / "cut" / "fig4" / "standard-seed0").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     assert run("fig4", tmp_path / "cut").figure == whole.figure
     forced = run("fig4", tmp_path / "whole", force=True)
     assert forced.figure == whole.figure
-    other = dataclasses.replace(TINY["fig4"], lr=0.2)  # type: ignore[call-arg]
+    other = dataclasses.replace(TINY["fig4"], lr=0.2)
     with pytest.raises(RunError, match="other settings"):
         list(reproduce([other], tmp_path / "whole"))
 
@@ -257,7 +257,7 @@ def test_seeds_make_a_band_and_two_processes_the_same_bits(tmp_path: Path) -> No
 
 
 def test_an_error_in_another_process_arrives_whole(tmp_path: Path) -> None:
-    wild = dataclasses.replace(TINY["fig5"], lr=1e30)  # type: ignore[call-arg]
+    wild = dataclasses.replace(TINY["fig5"], lr=1e30)
     with pytest.raises(DivergedError, match="lower lr") as caught:
         list(reproduce([wild, TINY["fig4"]], tmp_path, jobs=2))
     assert caught.value.epoch >= 1
