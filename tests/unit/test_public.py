@@ -50,10 +50,24 @@ PUBLIC = [
 PACKAGES = {
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
-        *("Perturbation", "build", "check_budget"),
+        *("Perturbation", "Query", "build", "check_budget"),
     ],
     "datasets": ["ClassDistance", "Dataset", "class_distance", "load", "separable"],
-    "engine": ["AutogradEngine", "LossGradient"],
+    "engine": [
+        "AutogradEngine",
+        "DenseNetwork",
+        "Engine",
+        "EngineName",
+        "FusedEngine",
+        "LossGradient",
+        "PerturbationPrecision",
+        "Perturber",
+        "Products",
+        "auto_engine",
+        "build",
+        "choose_products",
+        "multiplying",
+    ],
     "flow": [
         *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),
         *("Tally", "find_jumps"),

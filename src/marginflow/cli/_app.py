@@ -79,6 +79,16 @@ def train(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default) or float64.")] = None,
     device: Annotated[str | None, typer.Option(help=_DEVICE)] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (default), autograd, or fused: dense networks by explicit products."
+        ),
+    ] = None,
+    perturbation_precision: Annotated[
+        str | None,
+        typer.Option(help="float32 (default) or bf16: precision of the network the attack sees."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
     config: Annotated[
@@ -118,6 +128,8 @@ def train(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "engine": engine,
+        "perturbation_precision": perturbation_precision,
         "threads": threads,
         "data_dir": data_dir,
         "out": out,

@@ -27,6 +27,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "dtype": str,
     "device": str,
+    "engine": str,
+    "perturbation_precision": str,
     "threads": int,
     "data_dir": str,
     "out": str,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
-from marginflow.engine import AutogradEngine, LossGradient
+from marginflow.engine import Engine, LossGradient
 from marginflow.errors import DivergedError, InputError
 from marginflow.models import load_weights
 from marginflow.training._callback import Callback
@@ -72,7 +72,7 @@ class Trainer:
 
     def __init__(
         self,
-        engine: AutogradEngine,
+        engine: Engine,
         data: Dataset,
         *,
         lr: float | str | Rate,
@@ -88,7 +88,8 @@ class Trainer:
         self.learning_rate = math.nan
         """η of the last step."""
         self.gradients: tuple[Tensor, ...] = ()
-        """What η multiplied in the last step, one per trainable parameter."""
+        """What η multiplied in the last step, one per trainable parameter; empty unless a callback
+        says that it reads them (:attr:`Callback.reads_gradients`) or they were formed anyway."""
         self.step_loss = math.nan
         """L of the last step's batch, before the step."""
         self.log_time = -math.inf
@@ -150,6 +151,7 @@ class Trainer:
                 torch.set_rng_state(self._global_state)
             self.model.train()
             try:
+                self.engine.check(self.data.x, self.data.y)
                 if self.step == 0:
                     self.rate.begin(self)
                 self._tell("on_start")
@@ -246,18 +248,25 @@ class Trainer:
     def _take_step(self, x: Tensor, y: Tensor) -> bool:
         """One update; False where the loss overflows in an epoch that can still be undone."""
         reference = self.rate.log_reference
-        result = self.engine(x, y, self._generator(), reference)
+        in_place = self._in_place
+        if in_place:
+            self.learning_rate = self.rate.rate(self)
+            result = self.engine.descend(x, y, self.learning_rate, self._generator())
+        else:
+            result = self.engine(x, y, self._generator(), reference)
         loss = float(result.loss)
         if not math.isfinite(loss):
             if self.rate.undoes and self._batch > 0:
                 return False
             raise self._diverged(result)
-        self.learning_rate, self.gradients = self.rate.rate(self), result.gradients
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        for parameter, gradient in zip(self.engine.parameters, result.gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
+        self.gradients = result.gradients
+        if not in_place:
+            self.learning_rate = self.rate.rate(self)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate
+            for parameter, gradient in zip(self.engine.parameters, result.gradients, strict=True):
+                parameter.grad = gradient
+            self.optimizer.step()
         self.step += 1
         self.rate.after_step(self)
         self.step_loss = loss
@@ -266,6 +275,16 @@ class Trainer:
         self._loss_sum += loss * len(y)
         self._correct += int((result.margins > 0).sum())
         return True
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether the step needs nobody to see the gradient."""
+        return (
+            self.engine.in_place
+            and self.rate.known
+            and self.momentum == 0
+            and not any(callback.reads_gradients for callback in self.callbacks)
+        )
 
     def _generator(self) -> torch.Generator | None:
         """The source of the next step's random start, if the attack has one."""
