@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from marginflow._checks import whole
 from marginflow.attacks import Attack
+from marginflow.engine import AttackedOutputs, EngineName
 from marginflow.errors import DataError, InputError, ModelError
-from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity, power
+from marginflow.homogeneity import Homogeneity, measure_homogeneity, power
 from marginflow.losses import Loss, get_loss, margins_of
 
 
@@ -106,6 +107,7 @@ def adversarial_margins(
     homogeneity: Homogeneity | None = None,
     normalize: bool = True,
     seed: int = 0,
+    engine: EngineName = "auto",
 ) -> Margins:
     """The margins ``m_i`` of ``x_i + δ_i(W)`` and their normalisation (Section 3.2).
 
@@ -122,11 +124,14 @@ def adversarial_margins(
         homogeneity: the measured layers, if at hand; else they are measured here.
         normalize: False skips the normalisation, for networks that are not homogeneous.
         seed: seed of a random start.
+        engine: ``fused`` by explicit products (dense networks, all attacks but ``exact-linear``),
+            ``autograd``, or ``auto``: fused where it applies. They differ by rounding.
 
     Raises:
         NotHomogeneousError: the network cannot be normalised (and ``normalize`` is True).
         DataError: labels, shapes or bounds that do not fit, no examples.
         InputError: batch_size below 1.
+        ModelError: ``engine="fused"`` where it does not apply.
     """
     whole("batch_size", batch_size, least=1)
     if x.ndim == 0 or x.shape[0] == 0:
@@ -140,21 +145,16 @@ def adversarial_margins(
     scorer = None if loss is None else get_loss(loss)
     like = next(iter(model.parameters()), x)
     generator = torch.Generator().manual_seed(seed)
+    outputs_at = AttackedOutputs(model, attack, x.shape[1:], engine=engine)
     margins, scores, dead = [], [], []
     for start in range(0, x.shape[0], batch_size):
         xb = x[start : start + batch_size].to(like)
         yb = y[start : start + batch_size].to(like.device)
-        if attack is not None:
-            perturbation = attack(model, xb, yb, generator=generator)
-            xb = xb + perturbation.delta
-            dead.append(perturbation.dead_inputs.cpu())
-        else:
-            dead.append(torch.zeros(len(yb), dtype=torch.bool))
-        with torch.no_grad(), evaluation_mode(model):
-            outputs = model(xb)
-            margins.append(margins_of(outputs, yb).double().cpu())
-            if scorer is not None:
-                scores.append(scorer.scores(outputs, yb).double().cpu())
+        outputs, still = outputs_at(xb, yb, generator)
+        margins.append(margins_of(outputs, yb).double().cpu())
+        dead.append(still.cpu())
+        if scorer is not None:
+            scores.append(scorer.scores(outputs, yb).double().cpu())
     log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores)))
     if homogeneity is None:
         return Margins(torch.cat(margins), None, None, None, torch.cat(dead), log_loss)

@@ -107,6 +107,37 @@ def test_the_same_gradient_in_float64(network: str, attack: str, loss: str) -> N
     )
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_same_margins(network: str, attack: str) -> None:
+    """Margins, dead inputs and ln L of both engines, in batches of 4."""
+    x, y = batch(network)
+    x[2] = 0
+    loss = loss_for(network)
+    a, b = (
+        mf.adversarial_margins(
+            NETWORKS[network]().double(), x, y, ATTACKS[attack], batch_size=4, loss=loss, engine=e
+        )
+        for e in ("autograd", "fused")
+    )
+    assert apart(b.values, a.values) < 1e-12
+    assert torch.equal(a.dead_inputs, b.dead_inputs)
+    assert b.log_loss == pytest.approx(a.log_loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("network", ["relu", "classes"])
+def test_margins_refuse_the_same_inputs(network: str) -> None:
+    x, y = batch(network)
+    for engine in ("autograd", "fused"):
+        model = NETWORKS[network]().double()
+        with pytest.raises(DataError, match="labels: expected"):
+            mf.adversarial_margins(model, x, y + 7, FGSM(0.1), engine=engine)
+        with pytest.raises(DataError, match="bounds"):
+            mf.adversarial_margins(model, x + 3, y, FGSM(0.1, bounds=BOUNDS), engine=engine)
+    with pytest.raises(ModelError, match="ExactLinear"):
+        mf.adversarial_margins(model, x, y, ExactLinear(2, 0.1), engine="fused")
+
+
 @pytest.mark.parametrize("attack", ["none", "fgsm-bounds", "pgd-linf", "fgm"])
 @pytest.mark.parametrize("network", ["relu", "squared", "classes"])
 def test_the_same_gradient_in_float32(network: str, attack: str) -> None:
@@ -252,7 +283,6 @@ def frozen() -> nn.Module:
     ],
 )
 def test_other_networks_are_left_to_autograd(model: nn.Module) -> None:
-    assert DenseNetwork.of(model, (12,)) is None
     with pytest.raises(ModelError, match="engine='autograd'"):
         FusedEngine(model, get_loss("logistic"), None, shape=(12,))
     found = build(model, get_loss("logistic"), None, shape=(12,), batch_size=5)

@@ -54,6 +54,7 @@ PACKAGES = {
     ],
     "datasets": ["ClassDistance", "Dataset", "class_distance", "load", "separable"],
     "engine": [
+        "AttackedOutputs",
         "AutogradEngine",
         "DenseNetwork",
         "Engine",

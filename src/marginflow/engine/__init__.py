@@ -5,10 +5,12 @@ from marginflow.engine._base import Engine, LossGradient
 from marginflow.engine._build import EngineName, auto_engine, build
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._fused import FusedEngine, PerturbationPrecision
+from marginflow.engine._outputs import AttackedOutputs
 from marginflow.engine._perturber import Perturber
 from marginflow.engine._products import Products, choose_products, multiplying
 
 __all__ = [
+    "AttackedOutputs",
     "AutogradEngine",
     "DenseNetwork",
     "Engine",

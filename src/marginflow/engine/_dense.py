@@ -62,9 +62,9 @@ class DenseNetwork:
     def of(cls, model: nn.Module, shape: Sequence[int]) -> DenseNetwork | None:
         """The dense network that ``model`` is, sharing its weights; None if it is not one.
 
-        One is: linear layers without biases and with weights of their own, all trained, and
-        ReLU, leaky or squared ReLU between them, in ``nn.Sequential`` without hooks, on
-        examples that are flat or flattened first.
+        One is: linear layers without biases and with weights of their own, and ReLU, leaky or
+        squared ReLU between them, in ``nn.Sequential`` without hooks, on examples that are
+        flat or flattened first.
 
         Args:
             model: any module.
@@ -98,12 +98,17 @@ class DenseNetwork:
             or pending is not _IDENTITY
             or len(own) < len(weights)
             or own != {id(p) for p in model.parameters()}
-            or not all(w.requires_grad and w.is_floating_point() for w in weights)
+            or not all(w.is_floating_point() for w in weights)
             or any(a.slope < 0 for a in activations)
             or any(w.shape[0] != v.shape[1] for w, v in pairwise(weights))
         ):
             return None
         return cls(weights, activations)
+
+    @property
+    def classes(self) -> int:
+        """C, the number of outputs."""
+        return self.weights[-1].shape[0]
 
     def in_precision(self, dtype: torch.dtype) -> DenseNetwork:
         """A copy of the weights in another precision, kept up to date by :meth:`follow`."""

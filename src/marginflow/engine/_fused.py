@@ -167,13 +167,21 @@ def refusal(
     model: nn.Module, attack: Attack | None, derivative: Derivative, shape: Sequence[int]
 ) -> str | None:
     """Why a step has no explicit form here, or None if it has one."""
+    reason = unserved(model, attack, shape)
+    if reason is None and attack is not None and derivative != "detached":
+        reason = "expected derivative='detached'"
+    if reason is None and not all(p.requires_grad for p in model.parameters()):
+        reason = "expected every weight to be trained"
+    return reason
+
+
+def unserved(model: nn.Module, attack: Attack | None, shape: Sequence[int]) -> str | None:
+    """Why perturbed outputs have no explicit form here, or None if they have one."""
     if DenseNetwork.of(model, shape) is None:
         return (
             "expected a dense network (linear layers without biases and ReLU, leaky or squared ReLU "
             "in nn.Sequential, on flattened examples)"
         )
-    if attack is not None and derivative != "detached":
-        return "expected derivative='detached'"
     if not Perturber.serves(attack):
         return f"expected the attack FGM, FGSM, PGD or FiniteSet, got {type(attack).__name__}"
     return None

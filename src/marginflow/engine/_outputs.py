@@ -1,0 +1,78 @@
+"""Outputs at perturbed inputs without gradients: what margins need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import choice
+from marginflow.attacks import Attack
+from marginflow.engine._build import EngineName, auto_engine
+from marginflow.engine._dense import DenseNetwork
+from marginflow.engine._fused import unserved
+from marginflow.engine._perturber import Perturber
+from marginflow.errors import ModelError
+from marginflow.homogeneity import evaluation_mode
+from marginflow.losses import check_labels
+
+
+class AttackedOutputs:
+    """``(x, y) ↦ f(x + δ(W))`` of a model in evaluation mode, batch by batch.
+
+    Args:
+        model: the network.
+        attack: δ, or None for the outputs at x.
+        shape: the shape of an example.
+        engine: ``fused`` (explicit products), ``autograd``, or ``auto``: fused where it applies.
+
+    Raises:
+        SpecificationError: an unknown engine.
+        ModelError: ``fused`` where it does not apply.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attack: Attack | None,
+        shape: Sequence[int],
+        *,
+        engine: EngineName = "auto",
+    ) -> None:
+        self.model = model
+        self.attack = attack
+        choice("engine", engine, ("auto", "autograd", "fused"))
+        reason = unserved(model, attack, shape)
+        if engine == "fused" and reason is not None:
+            raise ModelError(f"the fused engine: {reason}; use engine='autograd'")
+        if engine == "auto":
+            engine = auto_engine() if reason is None else "autograd"
+        self._network = DenseNetwork.of(model, shape) if engine == "fused" else None
+
+    def __call__(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs, which the next call may overwrite, and the dead inputs, (n,) bool.
+
+        Args:
+            x: examples, of the model's dtype and device.
+            y: labels, (n,).
+            generator: serves a random start.
+
+        Raises:
+            DataError: labels that do not fit, examples outside the attack's bounds.
+        """
+        dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if self._network is None:
+            if self.attack is not None:
+                found = self.attack(self.model, x, y, generator=generator)
+                x, dead = x + found.delta, found.dead_inputs
+            with torch.no_grad(), evaluation_mode(self.model):
+                return self.model(x), dead
+        check_labels(self._network.weights[-1].new_empty(len(x), self._network.classes), y)
+        if self.attack is None:
+            return self._network.forward(x.reshape(len(x), -1)), dead
+        self.attack.check_bounds(x)
+        z, still = Perturber(self._network, self.attack)(x, y, generator, dead=True)
+        return self._network.forward(z), dead if still is None else still
