@@ -159,10 +159,18 @@ def test_descend_is_a_step_along_the_gradient(network: str, attack: str) -> None
         p.detach() - 0.3 * g
         for p, g in zip(slow.parameters, slow(x, y, generator()).gradients, strict=True)
     ]
+    with pytest.raises(RuntimeError):
+        fast.last_gradients()
+    gradients = slow(x, y, generator()).gradients
     result = fast.descend(x, y, 0.3, generator())
     assert result.gradients == ()
+    for formed, g in zip(fast.last_gradients(), gradients, strict=True):
+        assert apart(formed, g) < 1e-12
     for found, value in zip(fast.parameters, expected, strict=True):
         assert apart(found.detach(), value) < 1e-13
+    fast.scores(x, y, generator())
+    with pytest.raises(RuntimeError):
+        fast.last_gradients()
 
 
 @pytest.mark.parametrize("network", ["relu", "classes"])

@@ -21,7 +21,7 @@ class LossGradient:
     Attributes:
         loss: ``L = (1/n) Σ ℓ(z_i)`` at the perturbed inputs, a scalar tensor.
         gradients: ``G = ∂L/∂W``, one per trainable parameter, in their order; none after
-            :meth:`Engine.descend`.
+            :meth:`Engine.descend`, see :meth:`Engine.last_gradients`.
         margins: the margins m_i at the perturbed inputs, (n,).
         outputs: the outputs at the perturbed inputs; the next call may overwrite them.
     """
@@ -109,6 +109,14 @@ class Engine(ABC):
         Arguments as for a call. Only where :attr:`in_place` is True.
         """
         raise NotImplementedError(f"{type(self).__name__} forms the gradient")
+
+    def last_gradients(self) -> tuple[Tensor, ...]:
+        """G of the last :meth:`descend`, formed now.
+
+        Raises:
+            RuntimeError: the engine was used since, or there was none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no step")
 
     def log_loss(
         self,

@@ -75,6 +75,7 @@ class FusedEngine(Engine):
                 )
             self.seen = network.in_precision(torch.bfloat16)
         self._perturber = None if attack is None else Perturber(self.seen, attack)
+        self._descended: Tensor | None = None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -124,7 +125,15 @@ class FusedEngine(Engine):
             if math.isfinite(float(loss)):
                 self.network.backward(z, seeds)
                 self.network.descend(z, rate)
+                self._descended = z
             return LossGradient(loss, (), margins, outputs)
+
+    def last_gradients(self) -> tuple[Tensor, ...]:
+        """G of the last :meth:`descend`: its factors are in the buffers until the next call."""
+        if self._descended is None:
+            raise RuntimeError("no step whose factors are still there")
+        with multiplying(self.products):
+            return self.network.gradients(self._descended)
 
     def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The scores z_i at the perturbed inputs, (n,), without gradients."""
@@ -133,6 +142,7 @@ class FusedEngine(Engine):
             return self.loss.scores(outputs, y).clone()
 
     def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+        self._descended = None
         if self._perturber is None:
             return x.reshape(x.shape[0], -1)
         if self.seen is not self.network:

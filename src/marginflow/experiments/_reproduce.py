@@ -257,8 +257,6 @@ class _Obeying(Callback):
     A terminal sends Ctrl-C to all processes, but other senders know the first one only.
     """
 
-    reads_gradients = False
-
     def on_step(self, trainer: Trainer) -> None:
         if _told_to_stop():
             trainer.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,9 +16,6 @@ class Callback:
     The trainer's ``model``, ``epoch``, ``step``, ``epoch_loss`` and ``epoch_accuracy``
     can be read in each of them. A callback must not change the weights.
     """
-
-    reads_gradients: ClassVar[bool] = True
-    """Whether the callback reads the trainer's ``gradients``; if none does, they need not be formed."""
 
     def state(self) -> dict[str, Tensor]:
         """What the callback needs to go on in another process; saved in every checkpoint."""

@@ -87,9 +87,7 @@ class Trainer:
         self.rate = build_rate(lr)
         self.learning_rate = math.nan
         """η of the last step."""
-        self.gradients: tuple[Tensor, ...] = ()
-        """What η multiplied in the last step, one per trainable parameter; empty unless a callback
-        says that it reads them (:attr:`Callback.reads_gradients`) or they were formed anyway."""
+        self._gradients: tuple[Tensor, ...] | None = ()
         self.step_loss = math.nan
         """L of the last step's batch, before the step."""
         self.log_time = -math.inf
@@ -128,6 +126,16 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         """Number of updates in an epoch; the last batch may be smaller."""
         return -(-self.data.n // self.batch_size)
+
+    @property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """What η multiplied in the last step, one per trainable parameter.
+
+        For callbacks, in ``on_step``: a step in place forms them only if they are asked for.
+        """
+        if self._gradients is None:
+            self._gradients = self.engine.last_gradients()
+        return self._gradients
 
     @property
     def batch(self) -> int:
@@ -259,7 +267,7 @@ class Trainer:
             if self.rate.undoes and self._batch > 0:
                 return False
             raise self._diverged(result)
-        self.gradients = result.gradients
+        self._gradients = None if in_place else result.gradients
         if not in_place:
             self.learning_rate = self.rate.rate(self)
             for group in self.optimizer.param_groups:
@@ -278,13 +286,8 @@ class Trainer:
 
     @property
     def _in_place(self) -> bool:
-        """Whether the step needs nobody to see the gradient."""
-        return (
-            self.engine.in_place
-            and self.rate.known
-            and self.momentum == 0
-            and not any(callback.reads_gradients for callback in self.callbacks)
-        )
+        """Whether the step can be taken without the gradient."""
+        return self.engine.in_place and self.rate.known and self.momentum == 0
 
     def _generator(self) -> torch.Generator | None:
         """The source of the next step's random start, if the attack has one."""

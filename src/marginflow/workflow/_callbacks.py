@@ -24,8 +24,6 @@ _CHECKPOINT_SECONDS = 30.0
 class Measuring(Callback):
     """Measures at the epochs of a schedule; the trainer's own epoch means go along."""
 
-    reads_gradients = False
-
     def __init__(
         self, monitor: Monitor, epochs: Collection[int], last: int, gauges: Sequence[Gauge] = ()
     ) -> None:
@@ -58,8 +56,6 @@ class Measuring(Callback):
 class KeepingWeights(Callback):
     """Keeps the weights of every measurement, on disk or in memory, for statements on a path."""
 
-    reads_gradients = False
-
     def __init__(self, monitor: Monitor, directory: RunDirectory | None) -> None:
         self.monitor = monitor
         self.directory = directory
@@ -89,8 +85,6 @@ class Recording(Callback):
     checkpoint vouches for is there. Checkpoints are taken at every measurement, every
     half minute, on an interrupt and at the end; when they are taken changes no number.
     """
-
-    reads_gradients = False
 
     def __init__(self, directory: RunDirectory, monitor: Monitor | None, elapsed: float) -> None:
         self.directory = directory
@@ -142,8 +136,6 @@ class Recording(Callback):
 
 class ProgressBar(Callback):
     """Epoch, loss, adversarial accuracy, γ̂_m and the time left, on one line of the terminal."""
-
-    reads_gradients = False
 
     def __init__(self, monitor: Monitor | None) -> None:
         self.monitor = monitor
