@@ -24,9 +24,7 @@ _DATA = "Data set: digits:3,8, mnist:3,8, separable:n=60,d=20,margin=0.1, npz:PA
 _FLOW_DATA = _DATA.replace(",margin=0.1", "")  # its column is too narrow for more
 _DATA_DIR = "Folder with the MNIST files (or set MARGINFLOW_DATA)."
 _MODEL = "Network: mlp:1024,64 (hidden widths), cnn, deep-linear:10,10."
-_ATTACK = (
-    "Trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=0.1,steps=5."
-)
+_ATTACK = "Trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=0.1,steps=5."
 _DEVICE = "Device: cpu, cuda."
 _THREADS = "CPU threads; results are the same bits only at the same number."
 

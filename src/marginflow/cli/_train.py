@@ -97,6 +97,15 @@ def run_training(
         raise
     seconds = time.monotonic() - started
     print(f"{run.config['epochs']} epochs in {seconds:.1f} s; the run is in {run.path}")
+    effect = run.config.get("perturbation_effect")
+    if effect is not None:
+        name = "γ̂_m" if run.metrics else "min_i m_i"
+        print(
+            f"perturbation in bf16: {effect['changed']:.2%} of the inputs' coordinates differ;\n"
+            f"  {name} {effect['margin_bf16']:.4g} under it, {effect['margin_float32']:.4g} in float32;\n"
+            f"  adversarial accuracy {effect['accuracy_bf16']:.4%} under it, "
+            f"{effect['accuracy_float32']:.4%} in float32"
+        )
     if run.metrics:
         from marginflow.cli._tables import print_runs
 

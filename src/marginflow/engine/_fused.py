@@ -135,6 +135,11 @@ class FusedEngine(Engine):
         with multiplying(self.products):
             return self.network.gradients(self._descended)
 
+    def perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``x + δ`` as the training sees it, shape of x: in :attr:`perturbation_precision`."""
+        with multiplying(self.products), torch.no_grad():
+            return self._perturbed(x, y, generator).clone().reshape(x.shape)
+
     def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The scores z_i at the perturbed inputs, (n,), without gradients."""
         with multiplying(self.products), torch.no_grad():

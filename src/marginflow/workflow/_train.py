@@ -34,6 +34,7 @@ from marginflow.training import (
     log_spaced,
 )
 from marginflow.workflow._callbacks import KeepingWeights, Measuring, ProgressBar, Recording
+from marginflow.workflow._precision import perturbation_effect
 from marginflow.workflow._setup import Setup, open_directory, prepare
 
 _KEPT_WEIGHTS = 20_000
@@ -214,6 +215,11 @@ def train(
                 bar.stop()
         if directory is not None:
             config = directory.read_config()
+        effect = None if finished else perturbation_effect(worker, placed, homogeneity)
+        if effect is not None:
+            config = {**config, "perturbation_effect": effect}
+            if directory is not None:
+                directory.write_config(config)
     finally:
         if directory is not None:
             directory.close()
