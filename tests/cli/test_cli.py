@@ -105,6 +105,26 @@ def test_resume_needs_only_the_directory(
     assert "other settings (lr: 0.1 there, 0.7 now)" in capsys.readouterr().err
 
 
+def test_examples_are_left_out_where_asked(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", *SMALL, "--shrink", "--out", out]) == 0
+    assert mf.load_run(out).config["shrink"] is True
+    assert main(["train", "--resume", "--out", out, "--epochs", "5", "--quiet"]) == 0
+    assert mf.load_run(out).final["left_out_examples"] == 0
+    assert main(["train", *SMALL, "--shrink-bound", "2", "--out", str(tmp_path / "no")]) == 2
+    assert "theta: expected a number below 1" in capsys.readouterr().err
+    config = tmp_path / "config.toml"
+    config.write_text("shrink-bound = 0.25")
+    out = str(tmp_path / "bound")
+    assert main(["train", *SMALL, "--config", str(config), "--out", out]) == 0
+    assert mf.load_run(out).config["shrink"] == 0.25
+    config.write_text("shrink = 1")
+    assert main(["train", *SMALL, "--config", str(config), "--out", out]) == 2
+    assert "shrink: got 1 of the wrong type" in capsys.readouterr().err
+
+
 def test_measure_agrees_with_the_recorded_measurement(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -240,3 +240,32 @@ def test_a_resumed_run_goes_on_with_its_engine(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(stored))
     run = mf.train("mlp:8", DATA, **{**SMALL, "epochs": 4}, out=tmp_path, resume=True)
     assert len(run.metrics) == 5
+
+
+def test_a_training_that_leaves_examples_out_is_recorded_and_resumed(tmp_path: Path) -> None:
+    options = {**SMALL, "epochs": 40, "lr": 1.0, "shrink": 0.3}
+    whole = mf.train("mlp:8", DATA, **options)
+    assert whole.config["shrink"] == 0.3
+    assert whole.final["left_out_examples"] > 0
+    assert 0 < whole.final["left_out_weight"] <= 0.3
+    assert whole.final["shrink_examinations"] > whole.final["shrink_violations"] >= 0
+    with pytest.raises(InterruptedError):
+        mf.train("mlp:8", DATA, **options, out=tmp_path / "run", callbacks=[CrashAt(3 * 36 + 1)])
+    run = mf.train("mlp:8", DATA, **options, out=tmp_path / "run", resume=True)
+    assert run.metrics == whole.metrics
+    for a, b in zip(final_weights(whole), final_weights(run), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RunError, match=r"shrink: 0\.3 there, False now"):
+        mf.train("mlp:8", DATA, **{**options, "shrink": False}, out=tmp_path / "run", resume=True)
+
+
+def test_runs_from_before_there_was_shrinking_were_not_shrunk(tmp_path: Path) -> None:
+    mf.train("mlp:8", DATA, **{**SMALL, "epochs": 2}, out=tmp_path)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    assert stored.pop("shrink") is False
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="shrink: False there, True now"):
+        mf.train("mlp:8", DATA, **SMALL, shrink=True, out=tmp_path, resume=True)
+    run = mf.train("mlp:8", DATA, **{**SMALL, "epochs": 3}, out=tmp_path, resume=True)
+    assert len(run.metrics) == 4
+    assert "left_out_examples" not in run.final

@@ -90,9 +90,14 @@ def train(
     shrink: Annotated[
         bool,
         typer.Option(
-            "--shrink", help="Leave examples out while their weights are below one rounding."
+            "--shrink",
+            help="Leave examples out while their weights in the gradient are below one rounding.",
         ),
     ] = False,
+    shrink_bound: Annotated[
+        float | None,
+        typer.Option(help="Leave out more: this share of all weights, such as 0.001."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
     config: Annotated[
@@ -135,6 +140,7 @@ def train(
         "engine": engine,
         "perturbation_precision": perturbation_precision,
         "shrink": shrink or None,
+        "shrink_bound": shrink_bound,
         "threads": threads,
         "data_dir": data_dir,
         "out": out,

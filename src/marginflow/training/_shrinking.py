@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marginflow._checks import real, whole
+from marginflow.datasets import Dataset
 from marginflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,43 +26,47 @@ class Part:
     """What is left of a batch.
 
     Attributes:
-        rows: the examples that are kept, by their place in the data set.
+        x, y: the examples that are kept, and their labels.
         size: how many the batch has with those left out.
         loss: Σ ℓ over those left out, as it was at the last examination.
     """
 
-    rows: Tensor
+    x: Tensor
+    y: Tensor
     size: int
-    loss: float
+    loss: float = 0.0
 
 
 class Shrinking:
-    """Leaves examples out of the epochs whose weights ``|ℓ′(z_i)|`` cannot move a weight of the network.
+    """Leaves examples out of the epochs whose weights ``|ℓ′(z_i)|`` are too small to matter.
 
-    Late in training nearly all of ``G = −(1/n) Σ |ℓ′(z_i)| ∇z_i`` comes from few examples. At an
-    *examination* all scores at perturbed inputs are taken, and the largest set O of lightest examples
-    is left out for which
+    Late in training most of ``G = −(1/n) Σ |ℓ′(z_i)| ∇z_i`` comes from few examples. At an
+    *examination* all scores at perturbed inputs are taken, and the largest set O of lightest
+    examples is left out for which
 
         ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ e^{−s} Σ_i |ℓ′(z_i)|``
 
-    with a slack s for the change of the weights until the next examination. There the *actual* share
-    of those left out is measured. The bound is
+    with a slack s for the change of the weights until the next examination. There the *actual*
+    share of those left out is measured. The bound is
 
         ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``,
 
-    with θ the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in float64): what is missing from the steps of an epoch
-    is then about one rounding of their sum. A share beyond it is a *violation*: it is counted, the next
-    examination comes after one epoch, and the slack grows. Else the epochs between
-    examinations double, up to ``longest`` and to an eighth of those done: in the long run ln(weight) moves
-    with ln(epoch). An epoch whose mean loss is more than twice the last one's is followed by an
+    with θ by default the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in float64): what is missing from the
+    steps of an epoch is then about one rounding of their sum. A larger θ leaves out more, and
+    that much of the gradient. A share beyond θ is a *violation*: it is counted, the next
+    examination comes after one epoch, and the slack grows. Else the epochs between examinations
+    double, up to ``longest`` and to an eighth of those done: in the long run ln(weight) moves with
+    ln(epoch). An epoch whose mean loss is more than twice the last one's is followed by an
     examination at once. Between examinations the bound is not known to hold.
 
-    Batches, their order and ``1/n`` are those of the full training; where nobody of a batch is left,
-    its step moves nothing (but momentum does). No example of a negative score is left out. Shares are
-    formed in the log domain, in float64.
+    Batches, their order and ``1/n`` are those of the full training; where nobody of a batch is
+    left, its step moves nothing (but momentum does). Nobody is left out before all examples are
+    fitted (positive scores): until then the weights jump. Shares are formed in the log domain, in
+    float64.
 
     The epoch's mean loss and accuracy count those left out as they were at the last
-    examination. A random start is drawn for the examples that are kept.
+    examination. A random start is drawn for the examples that are kept. An epoch works on a copy
+    of these.
 
     Args:
         theta: θ in (0, 1); by default the unit rounding of the data's type.
@@ -102,6 +106,7 @@ class Shrinking:
         """``ln (Σ_O |ℓ′| / Σ |ℓ′|)`` of those who were left out, at the last examination: the check."""
         self._losses = torch.empty(0, dtype=torch.float64)
         self._last_loss = math.inf
+        self._fitted = False
 
     def check(self, trainer: Trainer) -> None:
         """Refuse a training that cannot be shrunk, before step 0.
@@ -123,8 +128,8 @@ class Shrinking:
             )
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Examine if it is time."""
-        if trainer.epoch >= self.next:
+        """Examine if it is time; while all are kept, only after an epoch that fitted all."""
+        if trainer.epoch >= self.next and (self.left_out or self._fitted):
             self.examine(trainer)
 
     def end_epoch(self, trainer: Trainer) -> None:
@@ -132,17 +137,28 @@ class Shrinking:
         if self.left_out and trainer.epoch_loss > 2 * self._last_loss:
             self.next = trainer.epoch
         self._last_loss = trainer.epoch_loss
+        self._fitted = trainer.epoch_accuracy == 1
 
     @property
     def left_out(self) -> int:
         """How many examples are left out at present."""
         return 0 if self.kept is None else int((~self.kept).sum())
 
-    def parts(self, order: Tensor, batch_size: int) -> list[Part] | None:
-        """What is left of each batch of ``order``; None where everybody is kept."""
+    def parts(self, data: Dataset, order: Tensor | None, batch_size: int) -> list[Part] | None:
+        """What is left of each batch of an epoch; None where everybody is kept.
+
+        Those kept are copied here once: a copy in each step would take a good part of its time.
+
+        Args:
+            data: the training examples.
+            order: of the epoch; None is that of the data.
+            batch_size: of all batches but the last.
+        """
         if not self.left_out or self.kept is None:
             return None
-        n = order.numel()
+        n = data.n
+        if order is None:
+            order = torch.arange(n, device=self.kept.device)
         batches = -(-n // batch_size)
         stays = self.kept[order]
         absent = torch.where(stays, 0.0, self._losses[order])
@@ -154,8 +170,9 @@ class Shrinking:
 
         counts = [int(count) for count in by_batch(stays.double())]
         sizes = [min(batch_size, n - b * batch_size) for b in range(batches)]
-        rows: Sequence[Tensor] = torch.split(order[stays], counts)
-        return [Part(*of) for of in zip(rows, sizes, by_batch(absent), strict=True)]
+        rows = order[stays]
+        xs, ys = torch.split(data.x[rows], counts), torch.split(data.y[rows], counts)
+        return [Part(*of) for of in zip(xs, ys, sizes, by_batch(absent), strict=True)]
 
     def examine(self, trainer: Trainer) -> None:
         """Take all scores, check the bound, and choose anew whom to leave out."""
@@ -181,8 +198,7 @@ class Shrinking:
         sums = torch.logcumsumexp(log_weights[lightest], 0)
         out = torch.zeros_like(scores, dtype=torch.bool)
         out[lightest] = sums <= log_total + log_theta - self._slack
-        out &= scores > 0
-        if int(out.sum()) < max(1, self.least * out.numel()):
+        if not bool((scores > 0).all()) or int(out.sum()) < self.least * out.numel():
             out[:] = False
         self.kept = ~out
         self._losses = loss.values(scores)
@@ -205,7 +221,7 @@ class Shrinking:
         """All that changes, for a checkpoint."""
         numbers = [
             *(self.interval, self.next, self.violations, self.examinations),
-            *(self._slack, self.log_share, self._last_loss),
+            *(self._slack, self.log_share, self._last_loss, self._fitted),
         ]
         state = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
         if self.kept is not None:
@@ -216,7 +232,8 @@ class Shrinking:
         """Continue from what :meth:`state` gave, with the data on ``device``."""
         numbers = state["numbers"].tolist()
         self.interval, self.next, self.violations, self.examinations = map(int, numbers[:4])
-        self._slack, self.log_share, self._last_loss = numbers[4:]
+        self._slack, self.log_share, self._last_loss = numbers[4:7]
+        self._fitted = bool(numbers[7])
         self.kept = None
         if "kept" in state:
             self.kept, self._losses = state["kept"].to(device), state["losses"].to(device)
