@@ -239,7 +239,7 @@ def test_many_batch_sizes_in_bounded_memory() -> None:
     network = DenseNetwork.of(mlp(12, 9, 1, seed=1), SHAPE)
     assert network is not None
     for n in range(1, 20):
-        network.forward(torch.zeros(n, 12))
+        network.forward(torch.zeros(12, n))
     assert len(network._buffers) <= 4
 
 
@@ -308,7 +308,7 @@ def test_one_activation_module_used_twice() -> None:
     network = DenseNetwork.of(model, (12,))
     assert network is not None
     x = torch.randn(4, 12, dtype=torch.float64)
-    assert apart(network.forward(x), model(x).detach()) < 1e-14
+    assert apart(network.forward(x.T).T, model(x).detach()) < 1e-14
 
 
 def test_examples_that_are_not_flattened() -> None:

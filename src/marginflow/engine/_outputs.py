@@ -72,7 +72,7 @@ class AttackedOutputs:
                 return self.model(x), dead
         check_labels(self._network.weights[-1].new_empty(len(x), self._network.classes), y)
         if self.attack is None:
-            return self._network.forward(x.reshape(len(x), -1)), dead
+            return self._network.forward(self._network.columns(x)).mT, dead
         self.attack.check_bounds(x)
         z, still = Perturber(self._network, self.attack)(x, y, generator, dead=True)
-        return self._network.forward(z), dead if still is None else still
+        return self._network.forward(z).mT, dead if still is None else still
