@@ -21,6 +21,7 @@ from marginflow.engine import (
 )
 from marginflow.errors import DataError, InputError, ModelError, SpecificationError
 from marginflow.losses import get_loss
+from marginflow.margins import clean_and_adversarial
 from marginflow.models import deep_linear, mlp
 
 SHAPE = (3, 4)
@@ -123,6 +124,13 @@ def test_the_same_margins(network: str, attack: str) -> None:
     assert apart(b.values, a.values) < 1e-12
     assert torch.equal(a.dead_inputs, b.dead_inputs)
     assert b.log_loss == pytest.approx(a.log_loss, rel=1e-12)
+    model = NETWORKS[network]().double()
+    clean, hit = clean_and_adversarial(model, x, y, ATTACKS[attack], batch_size=4, loss=loss)
+    alone = mf.adversarial_margins(model, x, y, None, batch_size=4, loss=loss)
+    assert torch.equal(hit.values, b.values)
+    assert torch.equal(clean.values, alone.values)
+    assert clean.log_loss == alone.log_loss
+    assert not bool(clean.dead_inputs.any())
 
 
 @pytest.mark.parametrize("network", ["relu", "classes"])

@@ -54,6 +54,8 @@ class Perturber:
     def __init__(self, network: DenseNetwork, attack: Attack) -> None:
         self.network = network
         self.attack = attack
+        self.clean: Tensor | None = None
+        """Outputs at x itself, (C, n), if the last call came past them; a copy."""
 
     @staticmethod
     def serves(attack: Attack | None) -> bool:
@@ -75,6 +77,7 @@ class Perturber:
             ``x + δ`` in a buffer that the next call overwrites, of the dtype of x; dead inputs or None.
         """
         attack = self.attack
+        self.clean = None
         if math.isinf(attack.p) and attack.objective == "margin" and type(attack) is not FiniteSet:
             return self._by_signs(x, y, generator, dead=dead)
         query = DenseQuery(self.network, x, y, attack.objective)
@@ -111,6 +114,8 @@ class Perturber:
         for _ in range(steps):
             seen = z.to(network.weights[0].dtype)
             outputs = network.forward(seen)
+            if z is columns and seen is z:
+                self.clean = outputs.clone()
             if seeds is None or len(outputs) > 1:
                 seeds = _seeds(outputs, y, "margin")
             network.backward(seen, seeds)
