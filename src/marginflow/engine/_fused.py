@@ -145,6 +145,21 @@ class FusedEngine(Engine):
             outputs = self.network.forward(self._perturbed(x, y, generator)).mT
             return self.loss.scores(outputs, y).clone()
 
+    def reach(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores and ``max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F``; see :meth:`Engine.reach`."""
+        with multiplying(self.products), torch.no_grad():
+            z = self._perturbed(x, y, generator)
+            f = self.network.forward(z).mT
+            with torch.enable_grad():
+                f = f.clone().requires_grad_()
+                scores = self.loss.scores(f, y)
+                (seeds,) = torch.autograd.grad(scores.sum(), f)
+            self.network.backward(z, seeds.mT)
+            sizes = torch.stack([w.norm() for w in self.network.weights])
+            return scores.detach(), (self.network.gradient_norms(z) / sizes).amax(dim=1)
+
     def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
         self._descended = None
         if self._perturber is None:
