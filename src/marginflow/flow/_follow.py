@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -42,13 +43,17 @@ _STILL = 1e-3
 _REST = 1e-4  # of ln L per unit of ln t
 
 
-def _one_blas_thread() -> threadpool_limits:
-    """Numpy's and scipy's linear algebra on one thread.
+_LARGE = 10_000_000  # weights times examples from which on two threads are faster than one
 
-    Their threads and torch's spin while they wait for each other: an evaluation of 784-64-1 on 1000
-    examples takes 8 ms so and 50 ms otherwise, on 2 cores.
+
+def _blas_threads(field: Field) -> threadpool_limits:
+    """Numpy's and scipy's linear algebra on one thread, but for the closed form of a large problem.
+
+    Their threads and torch's spin while they wait for each other: an evaluation by autograd of 784-64-1
+    on 1000 examples takes 8 ms so and 50 ms otherwise, on 2 cores. The closed form has no use for torch's.
     """
-    return threadpool_limits(limits=1, user_api="blas")
+    large = field.closed is not None and field.size * len(field.y) >= _LARGE
+    return threadpool_limits(limits=torch.get_num_threads() if large else 1, user_api="blas")
 
 
 class Follower:
@@ -100,7 +105,7 @@ class Follower:
         self._wait = 1
         self._waited = 0
         self._still = (math.inf, 0)
-        with _one_blas_thread():
+        with _blas_threads(self.field):
             self.state = self._begin()
 
     @property
@@ -132,7 +137,7 @@ class Follower:
 
         # Forgotten in any case: a resumed flow has not seen the point, and work is counted.
         self.field.forget()
-        with _one_blas_thread():
+        with _blas_threads(self.field):
             self._advance(goals, noted)
         return not self.ended and not self.stopping()
 
