@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ _MANY = 256  # examples from which on it pays to leave some out
 _NOTHING = 1e-25  # a weight; those of all examples add up to about 1
 _TINY = 1e-40  # a complex step: its square is nothing beside 1
 _MUCH_SMALLER = 0.6  # of N: a Jacobian of smaller rank is kept in factors
-_BLOCK = 500_000  # complex numbers in one array of a batch of complex steps: 8 MB
+_BLOCK = 500_000  # numbers of per-example gradients held at once: 4 MB
+_COMPLEX = 4_000  # numbers in one array of a batch of complex steps: 64 kB; 8 MB take twice as long
 
 
 class ClosedForm(ABC):
@@ -68,17 +70,23 @@ class ClosedForm(ABC):
         found: Array = self.jacobian(w) @ u
         return found
 
-    def log_loss(self, margins: Array) -> float:
-        """``ln L``."""
-        values = _log_logistic(margins) if self.logistic else -margins
-        return _log_sum_exp(values) - math.log(len(margins))
+    def levels(self, margins: Array) -> tuple[float, float, float]:
+        """``ln L``, ``ℓ = −ln Σ e^{−m_i}`` and ``min_i m_i``."""
+        least = float(np.minimum.reduce(margins))
+        smoothed = least - math.log(float(np.add.reduce(np.exp(least - margins))))
+        log_sum = _log_sum_exp(_log_logistic(margins)) if self.logistic else -smoothed
+        return log_sum - math.log(len(margins)), smoothed, least
 
     def slopes(self, margins: Array) -> Array:
-        """``∂ ln L/∂m_i``, (n,)."""
-        values = _log_logistic(margins) if self.logistic else -margins
-        ratio = _log_slope(margins) if self.logistic else 1.0
-        weights = np.exp(values - values.max(axis=-1, keepdims=True))
-        found: Array = -weights / weights.sum(axis=-1, keepdims=True) * ratio
+        """``s_i = ∂ ln L/∂m_i``, of the shape of the margins (…, n)."""
+        if self.logistic:
+            values = _log_logistic(margins)
+            weights = np.exp(values - np.maximum.reduce(values, axis=-1, keepdims=True))
+            weights *= _log_slope(margins) / np.add.reduce(weights, axis=-1, keepdims=True)
+        else:
+            weights = np.exp(np.minimum.reduce(margins, axis=-1, keepdims=True) - margins)
+            weights /= np.add.reduce(weights, axis=-1, keepdims=True)
+        found: Array = np.negative(weights, out=weights)
         return found
 
     def bends(self, margins: Array) -> Array:
@@ -90,6 +98,23 @@ class ClosedForm(ABC):
         t = np.exp(-np.abs(margins))
         found: Array = -slopes * np.where(margins > 0, 1.0, t) / (1.0 + t)
         return found
+
+
+class _Predictor(NamedTuple):
+    """What a deep linear network says at one W.
+
+    Attributes:
+        b: ``b_k = (W_L ⋯ W_{k+1})ᵀ``, k = 0 … L; b_0 = w.
+        margins: m. slopes: ``∂ ln L/∂m``. gradient: ``g = ∂ ln L/∂w``.
+        size: ``‖w‖_q``. worst: its gradient, None where there is no adversary.
+    """
+
+    b: list[Array]
+    margins: Array
+    slopes: Array
+    gradient: Array
+    size: float
+    worst: Array | None
 
 
 class Linear(ClosedForm):
@@ -109,20 +134,25 @@ class Linear(ClosedForm):
         self.q = dual_exponent(p)
         self.eps = eps
         self.units = np.eye(x.shape[1])
+        self.one = np.ones(1)
 
     def velocity(self, w: Array) -> tuple[Array, Array]:
         layers = self.network.layers(w)
-        gradient, margins, _ = self._predictor(layers)
-        at = self.network.forward(layers, gradient[np.newaxis])
-        pulled = self.network.backward(layers, at, np.ones(1))
-        return -self.network.gradient(pulled, at.inputs), margins
+        at = self._evaluate(layers)
+        found = np.empty_like(w)
+        h = np.negative(at.gradient)  # −h_{k−1} from here on
+        for k, (layer, place) in enumerate(zip(layers, self.network.places, strict=True)):
+            np.multiply(at.b[k + 1][:, np.newaxis], h, out=found[place].reshape(layer.shape))
+            if k + 1 < len(layers):
+                h = layer @ h
+        return found, at.margins
 
     def jacobian(self, w: Array) -> Array:
         layers = self.network.layers(w)
-        gradient, inner = self._by_predictor(layers)
+        at = self._evaluate(layers)
         by_weights = self.network.rows(layers, self.units, np.ones(len(self.units)))
-        total = self.network.hessian(layers, gradient[np.newaxis], np.ones(1))
-        total += by_weights.T @ (inner @ by_weights)
+        total = self.network.hessian(layers, at.gradient[np.newaxis], np.ones(1))
+        total += by_weights.T @ (self._bent(at) @ by_weights)
         return np.negative(total, out=total)
 
     @property
@@ -132,40 +162,39 @@ class Linear(ClosedForm):
 
     def low_rank(self, w: Array) -> LowRank:
         layers = self.network.layers(w)
-        gradient, inner = self._by_predictor(layers)
-        at = self.network.forward(layers, gradient[np.newaxis])
-        pulled = self.network.backward(layers, at, np.ones(1))
-        h, b = [v[0] for v in at.inputs], [v[0] for v in pulled]
-        return chain(w, self.network, layers, h, b, inner)
+        at = self._evaluate(layers)
+        h = [at.gradient]
+        for layer in layers[:-1]:
+            h.append(layer @ h[-1])
+        return chain(w, self.network, layers, h, at.b[1:], self._bent(at))
 
-    def _by_predictor(self, layers: Sequence[Array]) -> tuple[Array, Array]:
-        """The gradient g of ln L by w, (d,), and its Hessian H, (d, d)."""
-        gradient, margins, product = self._predictor(layers)
-        rows = self.signed
-        slopes, bends = self.slopes(margins), self.bends(margins)
-        size = self._norm(product)
-        inner = -np.outer(gradient, gradient)
-        if self.eps and size:
-            worst = self._worst(product, size)
-            rows = rows - self.eps * worst
-            inner -= self.eps * slopes.sum() * self._bend(product, size, worst)
-        inner += (rows.T * bends) @ rows
-        return gradient, inner
-
-    def _predictor(self, layers: Sequence[Array]) -> tuple[Array, Array, Array]:
-        """``∂ ln L/∂w``, the margins, and w."""
-        product = layers[-1]
+    def _evaluate(self, layers: Sequence[Array]) -> _Predictor:
+        b = [self.one, layers[-1][0]]
         for layer in layers[-2::-1]:
-            product = product @ layer
-        product = product[0]
+            b.append(b[-1] @ layer)
+        product = b[-1]
         margins = self.signed @ product
-        size = self._norm(product) if self.eps else 0.0
+        if not self.eps:
+            slopes = self.slopes(margins)
+            return _Predictor(b[::-1], margins, slopes, slopes @ self.signed, 0.0, None)
+        size = self._norm(product)
         margins -= self.eps * size
         slopes = self.slopes(margins)
         gradient = slopes @ self.signed
-        if size:
-            gradient -= (self.eps * slopes.sum()) * self._worst(product, size)
-        return gradient, margins, product
+        if not size:
+            return _Predictor(b[::-1], margins, slopes, gradient, size, None)
+        worst = self._worst(product, size)
+        gradient -= (self.eps * np.add.reduce(slopes)) * worst
+        return _Predictor(b[::-1], margins, slopes, gradient, size, worst)
+
+    def _bent(self, at: _Predictor) -> Array:
+        """``∂² ln L/∂w∂w``, (d, d)."""
+        rows, inner = self.signed, -np.outer(at.gradient, at.gradient)
+        if at.worst is not None:
+            rows = rows - self.eps * at.worst
+            inner -= self.eps * at.slopes.sum() * self._bend(at.b[0], at.size, at.worst)
+        inner += (rows.T * self.bends(at.margins)) @ rows
+        return inner
 
     def _norm(self, v: Array) -> float:
         """``‖v‖_q``."""
@@ -308,7 +337,7 @@ class Gradient(ClosedForm):
 
     def jacobian(self, w: Array) -> Array:
         widest = max(max(shape) for shape in self.network.shapes)
-        step = max(1, _BLOCK // (len(self.x) * widest))
+        step = max(1, _COMPLEX // (len(self.x) * widest))
         found = np.empty((len(w), len(w)))
         for start in range(0, len(w), step):
             stop = min(start + step, len(w))

@@ -37,6 +37,16 @@ class FieldValue:
     margin: float
 
 
+@dataclass(eq=False)
+class _Last:
+    """The last point; in closed form what is not asked for is not computed."""
+
+    w: Vector
+    velocity: Vector
+    margins: Vector | None
+    value: FieldValue | None
+
+
 class Field:
     """``W ↦ −∇ ln L(W)`` on vectors of all N trainable weights, in float64.
 
@@ -84,7 +94,7 @@ class Field:
         self.size = sum(p.numel() for p in self.parameters)
         self.evaluations = 0
         self.jacobians = 0
-        self._last: tuple[Vector, FieldValue] | None = None
+        self._last: _Last | None = None
         self._last_jacobian: tuple[Vector, NDArray[np.float64]] | None = None
         self._last_factors: tuple[Vector, LowRank] | None = None
         # The sign of an input gradient is constant between its jumps, so there the derivatives agree;
@@ -125,20 +135,29 @@ class Field:
 
     def __call__(self, w: Vector) -> FieldValue:
         """The field at ``w``; the last point is remembered."""
-        if self._last is not None and np.array_equal(self._last[0], w):
-            return self._last[1]
-        self.evaluations += 1
-        value = self._by_autograd(w) if self.closed is None else self._by_closed_form(w)
-        self._last = (w.copy(), value)
-        return value
+        last = self._evaluated(w)
+        if last.value is None:
+            if self.closed is None or last.margins is None:
+                raise TypeError("expected a field with a closed form")
+            log_loss, smoothed, least = self.closed.levels(last.margins)
+            last.value = FieldValue(log_loss, last.velocity, smoothed, least)
+        return last.value
 
-    def _by_closed_form(self, w: Vector) -> FieldValue:
+    def velocity(self, w: Vector) -> Vector:
+        """``v`` alone, which is less work in closed form; the same memory as that of a call."""
+        return self._evaluated(w).velocity
+
+    def _evaluated(self, w: Vector) -> _Last:
+        if self._last is not None and (self._last.w == w).all():
+            return self._last
+        self.evaluations += 1
         if self.closed is None:
-            raise TypeError("expected a field with a closed form")
-        velocity, margins = self.closed.velocity(w)
-        least = float(margins.min())
-        smoothed = least - math.log(float(np.exp(least - margins).sum()))
-        return FieldValue(self.closed.log_loss(margins), velocity, smoothed, least)
+            value = self._by_autograd(w)
+            self._last = _Last(w.copy(), value.velocity, None, value)
+        else:
+            velocity, margins = self.closed.velocity(w)
+            self._last = _Last(w.copy(), velocity, margins, None)
+        return self._last
 
     def _by_autograd(self, w: Vector) -> FieldValue:
         self.write(w)
@@ -158,7 +177,7 @@ class Field:
     def potential_slope(self, w: Vector) -> Vector:
         """``−∇ ln L`` with the derivative through δ(W): of ln L(W) itself, whatever v is."""
         if self.conservative:
-            return self(w).velocity
+            return self.velocity(w)
         self.evaluations += 1
         if self.closed is not None:
             return self.closed.potential_slope(w)

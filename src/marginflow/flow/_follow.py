@@ -292,6 +292,6 @@ class Follower:
 
     def _at_rest(self, state: State) -> bool:
         """Whether ln L has all but stopped to change with ln t."""
-        velocity = self.field(state.w).velocity
+        velocity = self.field.velocity(state.w)
         square = float(velocity @ velocity)
         return square == 0 or state.log_tl + math.log(square) < math.log(_REST)

@@ -168,7 +168,7 @@ class Smooth:
 
         def rate(_: float, y: Vector) -> Vector:
             w, q = y[:-1], y[-1]
-            v = self.field(w).velocity
+            v = self.field.velocity(w)
             slope = v if conservative else self.field.potential_slope(w)
             c = (w @ w) / (w @ v) if by_norm else 1.0
             found = np.empty_like(y)
@@ -181,7 +181,7 @@ class Smooth:
     def _jacobian(self, by_norm: bool) -> Callable[[float, Vector], NDArray[np.float64]]:
         def jacobian(_: float, y: Vector) -> NDArray[np.float64]:
             w, q = y[:-1], y[-1]
-            v = self.field(w).velocity
+            v = self.field.velocity(w)
             dv = self.field.jacobian(w)
             if self.field.conservative:
                 return _assembled(w, q, v, dv, v, 2 * (v @ dv), by_norm)
@@ -197,7 +197,7 @@ class Smooth:
             found = self.field.low_rank(w)
             basis, dv = found.basis, found.core
             # W and v lie in the basis, so the same formulas hold for their coordinates.
-            v = self.field(w).velocity @ basis
+            v = self.field.velocity(w) @ basis
             core = _assembled(w @ basis, q, v, dv, v, 2 * (v @ dv), by_norm)
             wider = np.zeros((len(y), len(core)))
             wider[:-1, :-1] = basis
