@@ -174,6 +174,7 @@ def test_resuming_gives_the_bits_of_an_uninterrupted_flow(tmp_path: Path) -> Non
         assert mf.load_run(cut).config["log_time"] == far
         again = mf.gradient_flow(spec, SMALL, log_time=far, out=cut, resume=True, **options)
         assert again.steps == full.steps
+        assert again.factorizations == full.factorizations
         assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
 
 

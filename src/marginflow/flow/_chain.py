@@ -14,7 +14,7 @@ from marginflow.flow._dense import Array, Dense
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """``P K Pᵀ`` with r orthonormal columns (or columns of 0) in P.
+    """``P K Pᵀ`` with r orthonormal columns in P; where one is 0, so are its row and column of K.
 
     Attributes:
         basis: P, (N, r).

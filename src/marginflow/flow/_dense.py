@@ -270,6 +270,8 @@ def _collect(
         return True
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         return False
+    # Not children(), which leaves out a module's second use.
+    inside = [child for child in module._modules.values() if child is not None]
     return forward in _CONTAINERS and all(
-        _collect(child, shapes, activations, weights) for child in module.children()
+        _collect(child, shapes, activations, weights) for child in inside
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from marginflow.attacks import Attack, Derivative
 from marginflow.flow._chain import LowRank
-from marginflow.flow._closed import closed_form
+from marginflow.flow._closed_choice import closed_form
 from marginflow.losses import CrossEntropy, Loss, margins_of
 
 Vector = NDArray[np.float64]
@@ -54,8 +54,9 @@ class Field:
     ``dt = ds/L``. With the ``detached`` derivative of an inexact attack v is not the gradient of
     ln L(W) as a function of W; :attr:`conservative` says whether it is.
 
-    Dense networks have it in closed form (:mod:`marginflow.flow._closed`); everything else goes by
-    autograd, and the Jacobian by batched double backward.
+    Dense networks of one output have it in closed form (``_closed_choice.py`` says when); everything
+    else goes by autograd, and its Jacobian by batched double backward (reverse mode: forward over
+    reverse is slower up to some 1000 weights, and no faster beyond).
 
     Args:
         model: a network in float64; its weights are overwritten by evaluations by autograd.
@@ -69,6 +70,7 @@ class Field:
     Attributes:
         closed: the closed form, or None.
         evaluations: of v. jacobians: of its Jacobian. The last point of each is remembered.
+        factorizations: of linear systems with the Jacobian, counted by the integrator.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Field:
         self.size = sum(p.numel() for p in self.parameters)
         self.evaluations = 0
         self.jacobians = 0
+        self.factorizations = 0
         self._last: _Last | None = None
         self._last_jacobian: tuple[Vector, NDArray[np.float64]] | None = None
         self._last_factors: tuple[Vector, LowRank] | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from marginflow.errors import DivergedError
@@ -46,14 +48,22 @@ _REST = 1e-4  # of ln L per unit of ln t
 _LARGE = 10_000_000  # weights times examples from which on two threads are faster than one
 
 
-def _blas_threads(field: Field) -> threadpool_limits:
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries with threads of their own, found once: 2 ms."""
+    return ThreadpoolController()
+
+
+def _blas_threads(field: Field) -> AbstractContextManager[object]:
     """Numpy's and scipy's linear algebra on one thread, but for the closed form of a large problem.
 
     Their threads and torch's spin while they wait for each other: an evaluation by autograd of 784-64-1
     on 1000 examples takes 8 ms so and 50 ms otherwise, on 2 cores. The closed form has no use for torch's.
     """
     large = field.closed is not None and field.size * len(field.y) >= _LARGE
-    return threadpool_limits(limits=torch.get_num_threads() if large else 1, user_api="blas")
+    limit = torch.get_num_threads() if large else 1
+    context: AbstractContextManager[object] = _libraries().limit(limits=limit, user_api="blas")
+    return context
 
 
 class Follower:
@@ -173,7 +183,7 @@ class Follower:
             "loss_jumps": self.loss_jumps,
             "waits": [self._wait, self._waited],
             "still": [None if math.isinf(self._still[0]) else self._still[0], self._still[1]],
-            "work": [self.field.evaluations, self.field.jacobians],
+            "work": [self.field.evaluations, self.field.jacobians, self.field.factorizations],
         }
 
     def restore(self, w: Vector, snapshot: dict[str, Any]) -> None:
@@ -189,7 +199,8 @@ class Follower:
         self._wait, self._waited = snapshot["waits"]
         still, since = snapshot["still"]
         self._still = (math.inf if still is None else still, since)
-        self.field.evaluations, self.field.jacobians = snapshot["work"]
+        self.field.evaluations, self.field.jacobians, *factorizations = snapshot["work"]
+        self.field.factorizations = sum(factorizations)  # older checkpoints have none
 
     def _begin(self) -> State:
         w = self.field.read()

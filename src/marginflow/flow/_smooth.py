@@ -84,7 +84,7 @@ class Smooth:
         mark, passed, spent = state.w, 0.0, self.field.evaluations
         while True:
             before, at = solver.y.copy(), solver.t
-            solver.step()
+            self._step(solver)
             if solver.status == "failed":
                 raise Stalled(self._state(before, state, state.step_size))
             value = self.field(solver.y[:-1])
@@ -134,7 +134,7 @@ class Smooth:
             # Dense output is of lower order than the step: step there again, and correct.
             inner = self._solver(state, before, at, place, place - at)
             while inner.status == "running":
-                inner.step()
+                self._step(inner)
             y = inner.y
             value = self.field(y[:-1])
             gap = self._reached(y, value, goals)
@@ -162,6 +162,11 @@ class Smooth:
         if state.method == "stiff":
             return Radau(rate, start, y, stop, jac=self._jacobian(by_norm), **options)
         return RK45(rate, start, y, stop, **options)
+
+    def _step(self, solver: OdeSolver) -> None:
+        before = solver.nlu
+        solver.step()
+        self.field.factorizations += solver.nlu - before
 
     def _rate(self, by_norm: bool) -> Callable[[float, Vector], Vector]:
         conservative = self.field.conservative
