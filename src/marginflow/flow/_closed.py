@@ -10,6 +10,8 @@ import numpy as np
 from marginflow.flow._chain import LowRank
 from marginflow.flow._dense import Array, Dense
 
+_MUCH_SMALLER = 0.6  # of N: a Jacobian of smaller rank is kept in factors
+
 
 class ClosedForm(ABC):
     """``−∇ ln L`` and its Jacobian for one dense network, data set, loss and attack.
@@ -39,9 +41,14 @@ class ClosedForm(ABC):
         return self.velocity(w)[0]
 
     @property
+    def rank(self) -> int:
+        """The columns of P in :meth:`low_rank`; N where there is none."""
+        return self.network.size
+
+    @property
     def has_low_rank(self) -> bool:
         """Whether the Jacobian's rank is known to be much smaller than N."""
-        return False
+        return self.rank <= _MUCH_SMALLER * self.network.size
 
     def low_rank(self, w: Array) -> LowRank:
         """The Jacobian as ``P K Pᵀ`` with w in the span of P.

@@ -13,8 +13,6 @@ from marginflow.flow._closed import ClosedForm
 from marginflow.flow._dense import Array, Dense
 from marginflow.norms import dual_exponent
 
-_MUCH_SMALLER = 0.6  # of N: a Jacobian of smaller rank is kept in factors
-
 
 class _Predictor(NamedTuple):
     """What a deep linear network says at one W.
@@ -72,9 +70,8 @@ class Linear(ClosedForm):
         return np.negative(total, out=total)
 
     @property
-    def has_low_rank(self) -> bool:
-        rank = sum(rows + columns - 1 for rows, columns in self.network.shapes)
-        return rank + 1 <= _MUCH_SMALLER * self.network.size
+    def rank(self) -> int:
+        return 1 + sum(rows + columns - 1 for rows, columns in self.network.shapes)
 
     def low_rank(self, w: Array) -> LowRank:
         layers = self.network.layers(w)

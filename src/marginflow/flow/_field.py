@@ -202,6 +202,12 @@ class Field:
         """Whether the Jacobian has a rank much smaller than N, and is known in factors."""
         return self.closed is not None and self.closed.has_low_rank
 
+    @property
+    def jacobian_numbers(self) -> int:
+        """How many numbers the Jacobian takes, in factors where it has a low rank."""
+        rank = self.closed.rank if self.closed is not None and self.has_low_rank else self.size
+        return rank * self.size
+
     def low_rank(self, w: Vector) -> LowRank:
         """The Jacobian in factors, W in the span of the first; the last one is remembered.
 

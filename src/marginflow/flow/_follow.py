@@ -23,7 +23,12 @@ from marginflow.flow._steps import Steps
 from marginflow.homogeneity import Homogeneity
 
 DENSE_LIMIT = 3000
-"""Largest number of weights for which the Jacobian is formed: 72 MB, and 20 s of a core for 100 steps."""
+"""Largest number of weights for which the Jacobian is formed: 72 MB, and 20 s of a core for 100 steps.
+
+A Jacobian of known low rank r may have 2·10⁶ numbers, Nr: 64-64-1 is a linear network of 4160 weights.
+"""
+
+_FEW_NUMBERS = 2_000_000
 
 TOLERANCES: dict[str, float] = {
     "stiff": 1e-8,
@@ -69,7 +74,8 @@ def _blas_threads(field: Field) -> AbstractContextManager[object]:
 class Follower:
     """Follows ``dW/ds = −∇ ln L`` and chooses how.
 
-    The field is first searched for jumps. Smooth: ``stiff`` up to :data:`DENSE_LIMIT` weights,
+    The field is first searched for jumps. Smooth: ``stiff`` up to :data:`DENSE_LIMIT` weights (more
+    where the Jacobian is of low rank),
     ``runge-kutta`` beyond. Otherwise ``steps``. A smooth integrator that stalls hands over to steps; where
     the jumps are passed it is tried again, after ever longer waits.
 
@@ -222,10 +228,15 @@ class Follower:
             return self.method, f"as asked; near the start {jumps.words}"
         if jumps.field or jumps.loss:
             return "steps", f"near the start {jumps.words}"
-        if size <= DENSE_LIMIT:
+        if self._jacobian_fits():
             return "stiff", f"{jumps.words}, {size} weights"
         why = f"{size} weights are too many for a dense Jacobian (limit {DENSE_LIMIT})"
         return "runge-kutta", f"{jumps.words}; {why}"
+
+    def _jacobian_fits(self) -> bool:
+        field = self.field
+        few = field.has_low_rank and field.jacobian_numbers <= _FEW_NUMBERS
+        return field.size <= DENSE_LIMIT or few
 
     def _integrator(self) -> Smooth | Steps:
         if self.state.method == "steps":
@@ -261,7 +272,7 @@ class Follower:
         """Try the stiff integrator where the jumps lie behind: it goes on a thousand times faster."""
         if self.state.method != "steps" or self.method != "auto" or self.loss_jumps:
             return
-        if self.field.size > DENSE_LIMIT or not self.state.separated:
+        if not self._jacobian_fits() or not self.state.separated:
             return
         self._waited += 1
         if self._waited < self._wait:
