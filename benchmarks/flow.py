@@ -5,13 +5,14 @@ Several measurements, each of which can be left out:
     python benchmarks/flow.py                         # all but MNIST, some minutes
     python benchmarks/flow.py --short                 # a few seconds: linear, deep, parts, kinks to ln t = 10
     python benchmarks/flow.py --only linear raw
+    python benchmarks/flow.py --only linear deep kinks --autograd    # without the closed forms
     MARGINFLOW_DATA=DATA python benchmarks/flow.py --only mnist
 
 linear  two layers (10-16-1, n = 20, ℓ2, ε = 0.05) to ln t = 10⁶: the angle to the max-margin
         direction, γ_m − ε − γ̂_m, ργ̂_m/ln t; the work; twice, the first time with what is imported late
 deep    three and four layers to ln t = 10⁵
 parts   one evaluation of the field and one Jacobian, in closed form and by autograd
-slow    linear and deep again, by autograd alone
+modes   Jacobians by autograd in reverse mode and in forward mode
 raw     the same two-layer flow as dW/dt = −∇L in t itself, by scipy's integrators with the same
         tolerance and 30 s each: the ln t that they reach
 kinks   ℓ/ρ along flows with and without jumps of ln L: how often it falls
@@ -35,6 +36,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.integrate import BDF, DOP853, LSODA, OdeSolver, Radau
+from threadpoolctl import threadpool_limits
+from torch.func import functional_call, grad, jacfwd, jacrev
 
 import marginflow as mf
 from marginflow.alignment import angle
@@ -61,17 +64,15 @@ def turned(model: torch.nn.Module, svm: MaxMargin) -> float:
     return float(angle(product, torch.from_numpy(svm.direction.copy())))
 
 
-def follow(spec: str, log_time: float, seed: int, *, closed: bool = True) -> None:
+def follow(spec: str, log_time: float, seed: int) -> None:
     svm = svm_of(DATA)
-    field = functools.partial(Field, closed=closed)
-    with mock.patch("marginflow.workflow._flow.Field", field):
-        started = time.perf_counter()
-        flow = mf.gradient_flow(spec, DATA, attack=ATTACK, log_time=log_time, seed=seed)
-        seconds = time.perf_counter() - started
+    started, used = time.perf_counter(), time.process_time()
+    flow = mf.gradient_flow(spec, DATA, attack=ATTACK, log_time=log_time, seed=seed)
+    seconds, used = time.perf_counter() - started, time.process_time() - used
     gap = svm.margin - EPS - flow.final["normalized_margin"]
     print(
-        f"{spec:20s} seed {seed}{'' if closed else ', autograd'}: ln t = {flow.log_time:.7g} in "
-        f"{seconds:5.2f} s, {flow.steps} steps, {flow.evaluations} evaluations, "
+        f"{spec:20s} seed {seed}: ln t = {flow.log_time:.7g} in "
+        f"{seconds:5.2f} s (CPU {used:.2f} s), {flow.steps} steps, {flow.evaluations} evaluations, "
         f"{flow.jacobians} Jacobians, {flow.factorizations} factorisations; angle to the SVM "
         f"{turned(flow.model, svm):.2e} rad, γ_m − ε − γ̂_m = {gap:.1e}, ργ̂_m/ln t = "
         f"{flow.final['margin'] / flow.log_time:.6f}",
@@ -91,7 +92,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def parts(seed: int) -> None:
-    """One evaluation and one Jacobian; the largest relative difference between the two ways."""
+    """One evaluation and one Jacobian on one thread, and how far the two ways are apart."""
     cases = [
         ("deep-linear:16", ATTACK),
         ("deep-linear:16,16", ATTACK),
@@ -132,6 +133,37 @@ def parts(seed: int) -> None:
         print(
             f"{spec:32s} {name or 'none':26s} N = {len(w):4d}: field {field[0]:.3f} ms (autograd "
             f"{field[1]:.3f}), Jacobian {dense[0]:.2f}{few} (autograd {dense[1]:.2f}; apart by {gap:.0e})",
+            flush=True,
+        )
+
+
+def modes(seed: int) -> None:
+    """``∂∇ln L/∂W`` of the exponential loss: reverse over reverse, forward over reverse."""
+    data = mf.load(DATA).to(dtype=torch.float64)
+    bent = {"activation": "squared-relu", "seed": seed}
+    cases = [
+        ("10-16-1 linear", mf.models.deep_linear(10, 16, 1, seed=seed), data.x),
+        ("10-16-1 squared ReLU", mf.models.mlp(10, 16, 1, **bent), data.x),
+        ("10-40-20-1 squared ReLU", mf.models.mlp(10, 40, 20, 1, **bent), data.x),
+        ("convolutional linear, 3 layers", mf.models.conv_linear(10, 3, seed=seed), data.x),
+    ]
+    for name, model, x in cases:
+        weights = {k: p.detach().double() for k, p in model.named_parameters()}
+        w = torch.cat([p.reshape(-1) for p in weights.values()])
+        sizes = [p.numel() for p in weights.values()]
+
+        def log_loss(w: torch.Tensor, model=model, x=x, weights=weights, sizes=sizes):
+            split = zip(weights.items(), torch.split(w, sizes), strict=True)
+            placed = {k: part.reshape(p.shape) for (k, p), part in split}
+            return torch.logsumexp(-functional_call(model, placed, (x,))[:, 0] * data.y, dim=0)
+
+        slope = grad(log_loss)
+        reverse, forward = (
+            milliseconds(lambda mode=mode, slope=slope, w=w: mode(slope)(w))
+            for mode in (jacrev, jacfwd)
+        )
+        print(
+            f"{name:32s} N = {len(w):4d}: reverse {reverse:.1f} ms, forward {forward:.1f} ms",
             flush=True,
         )
 
@@ -246,8 +278,9 @@ def mnist(seed: int, log_time: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmarks of the gradient flow.")
-    names = ["linear", "deep", "parts", "slow", "raw", "kinks", "mnist"]
+    names = ["linear", "deep", "parts", "modes", "raw", "kinks", "mnist"]
     parser.add_argument("--only", nargs="+", choices=names, default=names[:-1])
+    parser.add_argument("--autograd", action="store_true", help="flows without closed forms")
     parser.add_argument("--short", action="store_true", help="what takes a few seconds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("--threads", type=int, default=2)
@@ -259,6 +292,9 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {arguments.threads} threads, {DATA}, {ATTACK}, rtol {RTOL:g}"
     )
+    if arguments.autograd:
+        slow = functools.partial(Field, closed=False)
+        mock.patch("marginflow.workflow._flow.Field", slow).start()
     if "linear" in arguments.only:
         for _ in range(2):
             follow("deep-linear:16", 1e6, arguments.seed)
@@ -266,11 +302,12 @@ def main() -> None:
         follow("deep-linear:16,16", 1e5, arguments.seed)
         follow("deep-linear:16,16,16", 1e5, arguments.seed)
     if "parts" in arguments.only:
-        parts(arguments.seed)
-    if "slow" in arguments.only:
-        follow("deep-linear:16", 1e6, arguments.seed, closed=False)
-        follow("deep-linear:16,16", 1e5, arguments.seed, closed=False)
-        follow("deep-linear:16,16,16", 1e5, arguments.seed, closed=False)
+        torch.set_num_threads(1)  # threads that wait for each other would be measured
+        with threadpool_limits(limits=1):
+            parts(arguments.seed)
+        torch.set_num_threads(arguments.threads)
+    if "modes" in arguments.only:
+        modes(arguments.seed)
     if "raw" in arguments.only:
         for name in ("LSODA", "BDF", "Radau", "DOP853"):
             raw(name, arguments.limit, arguments.seed)
