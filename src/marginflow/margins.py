@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from marginflow._checks import whole
 from marginflow.attacks import Attack
+from marginflow.engine import AttackedOutputs, EngineName
 from marginflow.errors import DataError, InputError, ModelError
-from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity, power
+from marginflow.homogeneity import Homogeneity, measure_homogeneity, power
 from marginflow.losses import Loss, get_loss, margins_of
 
 
@@ -106,6 +107,7 @@ def adversarial_margins(
     homogeneity: Homogeneity | None = None,
     normalize: bool = True,
     seed: int = 0,
+    engine: EngineName = "auto",
 ) -> Margins:
     """The margins ``m_i`` of ``x_i + δ_i(W)`` and their normalisation (Section 3.2).
 
@@ -122,11 +124,48 @@ def adversarial_margins(
         homogeneity: the measured layers, if at hand; else they are measured here.
         normalize: False skips the normalisation, for networks that are not homogeneous.
         seed: seed of a random start.
+        engine: ``fused`` by explicit products (dense networks, all attacks but ``exact-linear``),
+            ``autograd``, or ``auto``: fused where it applies. They differ by rounding.
 
     Raises:
         NotHomogeneousError: the network cannot be normalised (and ``normalize`` is True).
         DataError: labels, shapes or bounds that do not fit, no examples.
         InputError: batch_size below 1.
+        ModelError: ``engine="fused"`` where it does not apply.
+    """
+    return clean_and_adversarial(
+        model,
+        x,
+        y,
+        attack,
+        batch_size=batch_size,
+        loss=loss,
+        homogeneity=homogeneity,
+        normalize=normalize,
+        seed=seed,
+        engine=engine,
+        clean=False,
+    )[1]
+
+
+def clean_and_adversarial(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack | None = None,
+    *,
+    batch_size: int = 1024,
+    loss: str | Loss | None = None,
+    homogeneity: Homogeneity | None = None,
+    normalize: bool = True,
+    seed: int = 0,
+    engine: EngineName = "auto",
+    clean: bool = True,
+) -> tuple[Margins, Margins]:
+    """The margins at x and at x + δ, in one pass: most attacks begin at x.
+
+    Arguments and errors as for :func:`adversarial_margins`; with ``clean=False`` the first of
+    the two is the second.
     """
     whole("batch_size", batch_size, least=1)
     if x.ndim == 0 or x.shape[0] == 0:
@@ -140,26 +179,32 @@ def adversarial_margins(
     scorer = None if loss is None else get_loss(loss)
     like = next(iter(model.parameters()), x)
     generator = torch.Generator().manual_seed(seed)
-    margins, scores, dead = [], [], []
+    outputs_at = AttackedOutputs(model, attack, x.shape[1:], engine=engine)
+    both: tuple[list[Tensor], list[Tensor]] = ([], [])
+    scores: tuple[list[Tensor], list[Tensor]] = ([], [])
+    dead = []
     for start in range(0, x.shape[0], batch_size):
         xb = x[start : start + batch_size].to(like)
         yb = y[start : start + batch_size].to(like.device)
-        if attack is not None:
-            perturbation = attack(model, xb, yb, generator=generator)
-            xb = xb + perturbation.delta
-            dead.append(perturbation.dead_inputs.cpu())
+        if clean:
+            before, after, still = outputs_at.with_clean(xb, yb, generator)
         else:
-            dead.append(torch.zeros(len(yb), dtype=torch.bool))
-        with torch.no_grad(), evaluation_mode(model):
-            outputs = model(xb)
-            margins.append(margins_of(outputs, yb).double().cpu())
+            after, still = outputs_at(xb, yb, generator)
+            before = after
+        dead.append(still.cpu())
+        for k, outputs in enumerate((before, after)):
+            both[k].append(margins_of(outputs, yb).double().cpu())
             if scorer is not None:
-                scores.append(scorer.scores(outputs, yb).double().cpu())
-    log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores)))
-    if homogeneity is None:
-        return Margins(torch.cat(margins), None, None, None, torch.cat(dead), log_loss)
-    rho = homogeneity.norm_product(model)
-    if rho == 0 or not math.isfinite(rho):
-        raise ModelError(f"the product of the layer norms is {rho}; a layer is 0 or not finite")
-    total = homogeneity.total_norm(model)
-    return Margins(torch.cat(margins), rho, total, homogeneity.order, torch.cat(dead), log_loss)
+                scores[k].append(scorer.scores(outputs, yb).double().cpu())
+    rho, total, order = None, None, None
+    if homogeneity is not None:
+        rho = homogeneity.norm_product(model)
+        if rho == 0 or not math.isfinite(rho):
+            raise ModelError(f"the product of the layer norms is {rho}; a layer is 0 or not finite")
+        total, order = homogeneity.total_norm(model), homogeneity.order
+    untouched = torch.zeros(x.shape[0], dtype=torch.bool)
+    found = []
+    for k, inert in enumerate((untouched, torch.cat(dead))):
+        log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores[k])))
+        found.append(Margins(torch.cat(both[k]), rho, total, order, inert, log_loss))
+    return found[0], found[1]

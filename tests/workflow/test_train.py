@@ -205,3 +205,38 @@ def test_bad_input_is_refused_and_nothing_is_written(
 def test_a_read_only_place_is_refused() -> None:
     with pytest.raises(StorageError, match="cannot write"):
         mf.train("mlp:8", DATA, **SMALL, out="/proc/marginflow/run")
+
+
+def test_the_effect_of_perturbations_in_bf16(tmp_path: Path) -> None:
+    """Recorded once; the margin in float32 is the one that is measured."""
+    options = {**SMALL, "perturbation_precision": "bf16", "dtype": "float32"}
+    run = mf.train("mlp:8", DATA, **options, out=tmp_path / "run")
+    effect = run.config["perturbation_effect"]
+    measured = run.metrics[-1]
+    assert run.config["perturbation_precision"] == "bf16"
+    assert effect["margin_float32"] == pytest.approx(measured["normalized_margin"], rel=1e-6)
+    assert effect["accuracy_float32"] == pytest.approx(measured["adversarial_accuracy"])
+    # FGM's direction is another one in every coordinate, by 8 bits' rounding.
+    assert 0.5 < effect["changed"] <= 1
+    assert effect["margin_bf16"] != effect["margin_float32"]
+    assert effect["margin_bf16"] == pytest.approx(effect["margin_float32"], rel=1e-3)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored["perturbation_effect"] == effect
+    again = mf.train("mlp:8", DATA, **options, out=tmp_path / "run", resume=True)
+    assert again.config["perturbation_effect"] == effect
+    plain = mf.train("mlp:8", DATA, **{**options, "perturbation_precision": "float32"})
+    assert "perturbation_effect" not in plain.config
+
+
+def test_a_resumed_run_goes_on_with_its_engine(tmp_path: Path) -> None:
+    mf.train("mlp:8", DATA, **{**SMALL, "epochs": 2}, engine="autograd", out=tmp_path)
+    run = mf.train("mlp:8", DATA, **{**SMALL, "epochs": 3}, out=tmp_path, resume=True)
+    assert run.config["engine"] == "autograd"
+    with pytest.raises(RunError, match="engine: 'autograd' there, 'fused' now"):
+        mf.train("mlp:8", DATA, **SMALL, engine="fused", out=tmp_path, resume=True)
+    # Runs that were recorded before there was a choice are autograd's.
+    stored = json.loads((tmp_path / "run.json").read_text())
+    del stored["engine"]
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    run = mf.train("mlp:8", DATA, **{**SMALL, "epochs": 4}, out=tmp_path, resume=True)
+    assert len(run.metrics) == 5

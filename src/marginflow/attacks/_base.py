@@ -149,6 +149,24 @@ class Attack(ABC):
             raise DataError(
                 f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
             )
+        self.check_bounds(x)
+        query = Query(model, x, y, self.objective, total=derivative == "total")
+        with evaluation_mode(model), torch.enable_grad():
+            return self.answer(query, generator)
+
+    @final
+    def answer(self, query: Query, generator: torch.Generator | None = None) -> Perturbation:
+        """The perturbations of the examples of ``query``, whose inputs are already checked."""
+        delta, dead = self._perturb(query, generator)
+        delta = self._admit(query.x, delta)
+        return Perturbation(delta if query.total else delta.detach(), dead)
+
+    def check_bounds(self, x: Tensor) -> None:
+        """Refuse examples outside ``bounds``.
+
+        Raises:
+            DataError: a value outside.
+        """
         if self.bounds is not None and not bool(
             ((x >= self.bounds[0]) & (x <= self.bounds[1])).all()
         ):
@@ -156,11 +174,6 @@ class Attack(ABC):
                 f"examples: expected values in the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}], got "
                 f"[{float(x.min()):g}, {float(x.max()):g}]; scale the data or drop the bounds"
             )
-        with evaluation_mode(model), torch.enable_grad():
-            query = Query(model, x, y, self.objective, total=derivative == "total")
-            delta, dead = self._perturb(query, generator)
-            delta = self._admit(x, delta)
-        return Perturbation(delta if derivative == "total" else delta.detach(), dead)
 
     def _admit(self, x: Tensor, delta: Tensor) -> Tensor:
         """``delta`` inside the ball and, with it, ``x + delta`` inside the bounds."""

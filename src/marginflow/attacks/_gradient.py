@@ -132,11 +132,15 @@ class PGD(Attack):
         """The specification string that builds this attack again."""
         return f"pgd-{norm_name(self.p)}" + super().spec.removeprefix(self.name)
 
+    def start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """δ⁰, shape of x: 0, or uniform in the ball and then inside the bounds."""
+        if not self.random_start:
+            return torch.zeros_like(x)
+        return self._admit(x, _uniform_in_ball(x, self.p, self.eps, generator))
+
     def _perturb(self, query: Query, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         x = query.x
-        delta = torch.zeros_like(x)
-        if self.random_start:
-            delta = self._admit(x, _uniform_in_ball(x, self.p, self.eps, generator))
+        delta = self.start(x, generator)
         dead = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
         for _ in range(self.steps):
             gradient = query.gradient(x + delta)

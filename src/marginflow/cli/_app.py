@@ -24,9 +24,7 @@ _DATA = "Data set: digits:3,8, mnist:3,8, separable:n=60,d=20,margin=0.1, npz:PA
 _FLOW_DATA = _DATA.replace(",margin=0.1", "")  # its column is too narrow for more
 _DATA_DIR = "Folder with the MNIST files (or set MARGINFLOW_DATA)."
 _MODEL = "Network: mlp:1024,64 (hidden widths), cnn, deep-linear:10,10."
-_ATTACK = (
-    "Trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=16/255,steps=5,step=6/255."
-)
+_ATTACK = "Trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=0.1,steps=5."
 _DEVICE = "Device: cpu, cuda."
 _THREADS = "CPU threads; results are the same bits only at the same number."
 
@@ -79,6 +77,22 @@ def train(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default) or float64.")] = None,
     device: Annotated[str | None, typer.Option(help=_DEVICE)] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (default), autograd, or fused: dense networks by explicit products."
+        ),
+    ] = None,
+    perturbation_precision: Annotated[
+        str | None,
+        typer.Option(help="float32 (default) or bf16: precision of the network the attack sees."),
+    ] = None,
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink", help="Leave examples out while their weights are below one rounding."
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
     config: Annotated[
@@ -118,6 +132,9 @@ def train(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "engine": engine,
+        "perturbation_precision": perturbation_precision,
+        "shrink": shrink or None,
         "threads": threads,
         "data_dir": data_dir,
         "out": out,

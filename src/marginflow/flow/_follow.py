@@ -56,6 +56,10 @@ _LARGE = 10_000_000  # weights times examples from which on two threads are fast
 @functools.cache
 def _libraries() -> ThreadpoolController:
     """The libraries with threads of their own, found once: 2 ms."""
+    # Only those that are loaded are found. Scipy brings one of its own, and is only imported where it
+    # is used: without this line, after this.
+    import scipy.linalg  # noqa: F401
+
     return ThreadpoolController()
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.integrate import Radau
-from scipy.linalg import lapack
+from scipy.integrate import Radau  # noqa: TID253  this module is only imported where it is used
+from scipy.linalg import lapack  # noqa: TID253
 
 from marginflow.flow._chain import LowRank
 

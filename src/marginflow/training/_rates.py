@@ -32,6 +32,8 @@ class Rate(ABC):
     name: ClassVar[str]
     undoes: ClassVar[bool] = False
     """Whether an epoch may be refused; its initial weights are then kept."""
+    known: ClassVar[bool] = False
+    """Whether η is known before the gradient, and the gradient is that of L."""
 
     def __init__(self) -> None:
         self.state: dict[str, float] = {}
@@ -77,6 +79,7 @@ class Constant(Rate):
     """
 
     name = "constant"
+    known = True
 
     def __init__(self, lr: float) -> None:
         super().__init__()

@@ -25,6 +25,8 @@ from marginflow.workflow._provenance import provenance
 
 _NOUNS = {"train": "training", "flow": "flow"}
 _VERBS = {"train": "mf.train", "flow": "mf.gradient_flow"}
+_BEFORE = {"engine": "autograd", "shrink": False}
+"""What held of runs that were recorded before there was a choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +210,7 @@ def _check_same(
     stored: Mapping[str, Any], config: Mapping[str, Any], free: Collection[str]
 ) -> None:
     """Refuse to continue a run under other settings; those in ``free`` may change."""
+    stored = {**_BEFORE, **stored}
     differing = [
         key for key, value in config.items() if key not in free and stored.get(key) != value
     ]

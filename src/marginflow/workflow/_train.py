@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from marginflow._checks import choice
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
-from marginflow.engine import AutogradEngine
+from marginflow.engine import Engine, EngineName, PerturbationPrecision, Products
+from marginflow.engine import build as build_engine
 from marginflow.errors import DivergedError, InputError, ModelError, RunError
 from marginflow.homogeneity import measure_homogeneity
 from marginflow.losses import Loss
@@ -27,12 +29,14 @@ from marginflow.training import (
     Gauge,
     NormGrowth,
     Rate,
+    Shrinking,
     Trainer,
     TrainingState,
     log_spaced,
 )
 from marginflow.workflow._callbacks import KeepingWeights, Measuring, ProgressBar, Recording
-from marginflow.workflow._setup import open_directory, prepare
+from marginflow.workflow._precision import perturbation_effect
+from marginflow.workflow._setup import Setup, open_directory, prepare
 
 _KEPT_WEIGHTS = 20_000
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -56,6 +60,9 @@ def train(
     seed: int = 0,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
+    engine: EngineName = "auto",
+    perturbation_precision: PerturbationPrecision | None = None,
+    shrink: bool = False,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -88,6 +95,14 @@ def train(
         seed: seed of the batch order, of random starts, and of a model given as a string.
         dtype: ``float32`` or ``float64``; by default the model's own.
         device: ``cpu``, ``cuda`` ….
+        engine: ``fused`` (explicit products, dense networks only), ``autograd`` (any model), or
+            ``auto``: fused where it applies. They differ by rounding; a run that is resumed goes
+            on with its own.
+        perturbation_precision: ``float32`` (the default: the model's own) or ``bf16``: the
+            attack sees the network in bfloat16. Measurements never do. Its effect on the margins
+            at the end is in ``run.config["perturbation_effect"]``.
+        shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| together are below one
+            rounding of all: see :class:`marginflow.training.Shrinking`. Measurements take all.
         out: run directory; None keeps the run in memory.
         resume: continue the run in ``out`` (which may lie finished; then nothing is done).
         force: replace a run that ``out`` already holds.
@@ -132,15 +147,23 @@ def train(
     if keep_weights is None:
         keep_weights = measure and _is_small_linear(network)
     user = list(callbacks)
-    engine = AutogradEngine(network, setup.loss, setup.attack, derivative)
+    worker = _engine(
+        setup,
+        placed,
+        batch_size=batch_size,
+        engine=engine,
+        precision=perturbation_precision,
+        stored=RunDirectory(out).read_config() if resume and out is not None else None,
+    )
     trainer = Trainer(
-        engine,
+        worker,
         placed,
         lr=lr,
         batch_size=batch_size,
         epochs=epochs,
         momentum=momentum,
         seed=setup.seed,
+        shrinking=Shrinking() if shrink else None,
     )
     own = {
         "lr": trainer.rate.spec,
@@ -148,6 +171,8 @@ def train(
         "epochs": trainer.epochs,
         "momentum": trainer.momentum,
         "derivative": derivative,
+        **worker.settings,
+        "shrink": shrink,
         "measure": measure,
         "schedule": None if schedule is None else sorted(schedule),
         "keep_weights": keep_weights,
@@ -196,6 +221,11 @@ def train(
                 bar.stop()
         if directory is not None:
             config = directory.read_config()
+        effect = None if finished else perturbation_effect(worker, placed, homogeneity)
+        if effect is not None:
+            config = {**config, "perturbation_effect": effect}
+            if directory is not None:
+                directory.write_config(config)
     finally:
         if directory is not None:
             directory.close()
@@ -218,6 +248,35 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
         )
     trainer.restore(state)
     return state.step
+
+
+def _engine(
+    setup: Setup,
+    data: Dataset,
+    *,
+    batch_size: int | None,
+    engine: EngineName,
+    precision: PerturbationPrecision | None,
+    stored: Mapping[str, Any] | None,
+) -> Engine:
+    """The engine asked for; where nothing is asked, that of the ``stored`` run, to the last bit."""
+    products: Products | None = None
+    if stored is not None:
+        if engine == "auto":
+            engine = stored.get("engine", "autograd")
+        products = stored.get("products")
+        precision = precision or stored.get("perturbation_precision")
+    return build_engine(
+        setup.model,
+        setup.loss,
+        setup.attack,
+        setup.derivative,
+        shape=data.shape,
+        batch_size=data.n if batch_size is None else min(batch_size, data.n),
+        engine=engine,
+        products=products,
+        perturbation_precision=precision or "float32",
+    )
 
 
 def _dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:

@@ -1,0 +1,94 @@
+"""Which engine serves a training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from marginflow._checks import choice
+from marginflow.attacks import Attack, Derivative
+from marginflow.engine._autograd import AutogradEngine
+from marginflow.engine._base import Engine
+from marginflow.engine._dense import DenseNetwork
+from marginflow.engine._fused import FusedEngine, PerturbationPrecision, refusal
+from marginflow.engine._products import Products, choose_products
+from marginflow.errors import InputError
+from marginflow.losses import Loss
+
+EngineName = Literal["auto", "autograd", "fused"]
+"""``fused``: explicit products, dense networks only. ``auto``: fused where it applies."""
+
+_VARIABLE = "MARGINFLOW_ENGINE"
+
+
+def build(
+    model: nn.Module,
+    loss: Loss,
+    attack: Attack | None,
+    derivative: Derivative = "detached",
+    *,
+    shape: Sequence[int],
+    batch_size: int,
+    engine: EngineName = "auto",
+    products: Products | None = None,
+    perturbation_precision: PerturbationPrecision = "float32",
+) -> Engine:
+    """The engine for a training.
+
+    Args:
+        model: the network.
+        loss: the loss ℓ.
+        attack: δ, or None.
+        derivative: ``detached`` or ``total``.
+        shape: the shape of an example.
+        batch_size: examples in a batch.
+        engine: ``auto``, ``autograd`` or ``fused``. The environment variable
+            ``MARGINFLOW_ENGINE`` says what ``auto`` means, by default fused where it applies.
+        products: which library multiplies; None chooses by a short timing.
+        perturbation_precision: ``float32`` or ``bf16``, which only the fused engine offers.
+
+    Raises:
+        SpecificationError: an unknown name.
+        ModelError: ``fused`` where it does not apply.
+        InputError: bf16 where the engine is autograd.
+    """
+    choice("engine", engine, ("auto", "autograd", "fused"))
+    choice("perturbation_precision", perturbation_precision, ("float32", "bf16"))
+    reason = refusal(model, attack, derivative, shape)
+    if engine == "auto":
+        engine = auto_engine() if reason is None else "autograd"
+    if engine == "autograd":
+        if perturbation_precision != "float32":
+            raise InputError(
+                "perturbation_precision: bf16 needs the fused engine"
+                + (f": {reason}" if reason else ", got engine='autograd'")
+            )
+        return AutogradEngine(model, loss, attack, derivative)
+    if products is None:
+        network = DenseNetwork.of(model, shape)
+        products = "default"
+        if network is not None:
+            largest = max(network.weights, key=lambda w: w.numel())
+            products = choose_products(largest, batch_size)
+    return FusedEngine(
+        model,
+        loss,
+        attack,
+        derivative,
+        shape=shape,
+        products=products,
+        perturbation_precision=perturbation_precision,
+    )
+
+
+def auto_engine() -> Literal["autograd", "fused"]:
+    """What ``auto`` means for a dense network: ``MARGINFLOW_ENGINE``, or fused.
+
+    Raises:
+        SpecificationError: the variable holds anything else.
+    """
+    named = os.environ.get(_VARIABLE) or "fused"
+    return "autograd" if choice(_VARIABLE, named, ("autograd", "fused")) == "autograd" else "fused"

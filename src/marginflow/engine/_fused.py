@@ -1,0 +1,201 @@
+"""The loss gradient of dense homogeneous networks by explicit products: the fast path of Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from marginflow.attacks import Attack, Derivative
+from marginflow.engine._base import Engine, LossGradient
+from marginflow.engine._dense import DenseNetwork
+from marginflow.engine._perturber import Perturber
+from marginflow.engine._products import Products, multiplying
+from marginflow.errors import InputError, ModelError
+from marginflow.losses import Loss, margins_of
+
+PerturbationPrecision = Literal["float32", "bf16"]
+"""Precision of the network that the attack sees; ``float32`` stands for the model's own."""
+
+
+class FusedEngine(Engine):
+    """The gradient of :class:`AutogradEngine`, to a rounding, in the products that it needs.
+
+    An FGSM step of a batch costs four products with W_1 (forward and backward by the input for the
+    attack, forward and backward by the weights for the step) and little else: no weight gradients
+    in the attack, no input gradient in training, no buffers made anew, and :meth:`descend`
+    adds ``−η G`` to W without forming G.
+
+    Labels and bounds are not checked here: :meth:`check` does, once for a data set.
+
+    Args:
+        model, loss, attack, derivative: as for :class:`Engine`; ``detached`` only.
+        shape: the shape of an example.
+        products: which library multiplies; see :func:`choose_products`.
+        perturbation_precision: ``bf16`` takes the attack's products in bfloat16. The perturbation
+            stays in the ball; it is another one where the rounding flips a sign.
+
+    Raises:
+        ModelError: the network is not dense, or a step of this kind has no explicit form.
+        InputError: bf16 for a network that is not of float32.
+    """
+
+    name: ClassVar[str] = "fused"
+    in_place: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        attack: Attack | None,
+        derivative: Derivative = "detached",
+        *,
+        shape: Sequence[int],
+        products: Products = "default",
+        perturbation_precision: PerturbationPrecision = "float32",
+    ) -> None:
+        super().__init__(model, loss, attack, derivative)
+        reason = refusal(model, attack, derivative, shape)
+        network = DenseNetwork.of(model, shape)
+        if reason is not None or network is None:
+            raise ModelError(f"the fused engine: {reason}; use engine='autograd'")
+        self.network = network
+        self.products: Products = products
+        self.perturbation_precision: PerturbationPrecision = perturbation_precision
+        self.seen: DenseNetwork = network
+        """The network that the attack sees."""
+        if perturbation_precision == "bf16":
+            if network.weights[0].dtype != torch.float32:
+                raise InputError(
+                    "perturbation_precision: bf16 is for training in float32, got "
+                    f"{network.weights[0].dtype}"
+                )
+            self.seen = network.in_precision(torch.bfloat16)
+        self._perturber = None if attack is None else Perturber(self.seen, attack)
+        self._descended: Tensor | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Engine, library of the products, precision of the perturbation."""
+        return {
+            "engine": self.name,
+            "products": self.products,
+            "perturbation_precision": self.perturbation_precision,
+        }
+
+    def check(self, x: Tensor, y: Tensor) -> None:
+        """Refuse examples that the loss or the attack cannot take; see :meth:`Engine.check`."""
+        if self.attack is not None:
+            self.attack.check_bounds(x)
+        self.loss.scores(x.new_zeros(1, self.network.classes).expand(len(y), -1), y)
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        generator: torch.Generator | None = None,
+        log_reference: float | None = None,
+        count: int | None = None,
+    ) -> LossGradient:
+        """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
+        with multiplying(self.products), torch.no_grad():
+            z = self._perturbed(x, y, generator)
+            outputs = self.network.forward(z).mT
+            loss, margins, seeds = self._slopes(outputs, y, log_reference, count)
+            self.network.backward(z, seeds.mT)
+            return LossGradient(loss, self.network.gradients(z), margins, outputs)
+
+    def descend(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rate: float,
+        generator: torch.Generator | None = None,
+        count: int | None = None,
+    ) -> LossGradient:
+        """``W ← W − rate G`` in place, unless L is not finite; arguments as for :meth:`Engine.descend`."""
+        with multiplying(self.products), torch.no_grad():
+            z = self._perturbed(x, y, generator)
+            outputs = self.network.forward(z).mT
+            loss, margins, seeds = self._slopes(outputs, y, None, count)
+            if math.isfinite(float(loss)):
+                self.network.backward(z, seeds.mT)
+                self.network.descend(z, rate)
+                self._descended = z
+            return LossGradient(loss, (), margins, outputs)
+
+    def last_gradients(self) -> tuple[Tensor, ...]:
+        """G of the last :meth:`descend`: its factors are in the buffers until the next call."""
+        if self._descended is None:
+            raise RuntimeError("no step whose factors are still there")
+        with multiplying(self.products):
+            return self.network.gradients(self._descended)
+
+    def perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``x + δ`` as the training sees it, shape of x: in :attr:`perturbation_precision`."""
+        with multiplying(self.products), torch.no_grad():
+            return self._perturbed(x, y, generator).mT.reshape(x.shape).clone()
+
+    def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The scores z_i at the perturbed inputs, (n,), without gradients."""
+        with multiplying(self.products), torch.no_grad():
+            outputs = self.network.forward(self._perturbed(x, y, generator)).mT
+            return self.loss.scores(outputs, y).clone()
+
+    def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+        self._descended = None
+        if self._perturber is None:
+            return self.network.columns(x)
+        if self.seen is not self.network:
+            self.seen.follow(self.network)
+        return self._perturber(x, y, generator)[0]
+
+    def _slopes(
+        self, outputs: Tensor, y: Tensor, log_reference: float | None, count: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """L, the margins and ``∂L/∂f`` (of ``L/e^r`` given r), (n, C)."""
+        count = len(y) if count is None else count
+        margins = margins_of(outputs, y, checked=True)
+        if outputs.shape[1] == 1:
+            slopes = self.loss.log_slopes(margins)
+            if log_reference is not None:
+                slopes = slopes - log_reference
+            seeds = (slopes.exp_() * y).mul_(-1 / count).unsqueeze(1)
+            return self.loss.values(margins).sum() / count, margins, seeds
+        with torch.enable_grad():
+            f = outputs.detach().clone().requires_grad_()
+            scores = self.loss.scores(f, y)
+            loss = self.loss.values(scores).sum() / count
+            objective = loss
+            if log_reference is not None:
+                slopes = torch.exp(self.loss.log_slopes(scores.detach()) - log_reference)
+                objective = -(slopes * scores).sum() / count
+            (seeds,) = torch.autograd.grad(objective, f)
+        return loss.detach(), margins, seeds
+
+
+def refusal(
+    model: nn.Module, attack: Attack | None, derivative: Derivative, shape: Sequence[int]
+) -> str | None:
+    """Why a step has no explicit form here, or None if it has one."""
+    reason = unserved(model, attack, shape)
+    if reason is None and attack is not None and derivative != "detached":
+        reason = "expected derivative='detached'"
+    if reason is None and not all(p.requires_grad for p in model.parameters()):
+        reason = "expected every weight to be trained"
+    return reason
+
+
+def unserved(model: nn.Module, attack: Attack | None, shape: Sequence[int]) -> str | None:
+    """Why perturbed outputs have no explicit form here, or None if they have one."""
+    if DenseNetwork.of(model, shape) is None:
+        return (
+            "expected a dense network (linear layers without biases and ReLU, leaky or squared ReLU "
+            "in nn.Sequential, on flattened examples)"
+        )
+    if not Perturber.serves(attack):
+        return f"expected the attack FGM, FGSM, PGD or FiniteSet, got {type(attack).__name__}"
+    return None

@@ -1,0 +1,103 @@
+"""Outputs at perturbed inputs without gradients: what margins need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from marginflow._checks import choice
+from marginflow.attacks import Attack
+from marginflow.engine._build import EngineName, auto_engine
+from marginflow.engine._dense import DenseNetwork
+from marginflow.engine._fused import unserved
+from marginflow.engine._perturber import Perturber
+from marginflow.errors import ModelError
+from marginflow.homogeneity import evaluation_mode
+from marginflow.losses import check_labels
+
+
+class AttackedOutputs:
+    """``(x, y) ↦ f(x + δ(W))`` of a model in evaluation mode, batch by batch.
+
+    Args:
+        model: the network.
+        attack: δ, or None for the outputs at x.
+        shape: the shape of an example.
+        engine: ``fused`` (explicit products), ``autograd``, or ``auto``: fused where it applies.
+
+    Raises:
+        SpecificationError: an unknown engine.
+        ModelError: ``fused`` where it does not apply.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attack: Attack | None,
+        shape: Sequence[int],
+        *,
+        engine: EngineName = "auto",
+    ) -> None:
+        self.model = model
+        self.attack = attack
+        choice("engine", engine, ("auto", "autograd", "fused"))
+        reason = unserved(model, attack, shape)
+        if engine == "fused" and reason is not None:
+            raise ModelError(f"the fused engine: {reason}; use engine='autograd'")
+        if engine == "auto":
+            engine = auto_engine() if reason is None else "autograd"
+        self._network = DenseNetwork.of(model, shape) if engine == "fused" else None
+        self._perturber: Perturber | None = None
+        if self._network is not None and attack is not None:
+            self._perturber = Perturber(self._network, attack)
+
+    def __call__(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs, which the next call may overwrite, and the dead inputs, (n,) bool.
+
+        Args:
+            x: examples, of the model's dtype and device.
+            y: labels, (n,).
+            generator: serves a random start.
+
+        Raises:
+            DataError: labels that do not fit, examples outside the attack's bounds.
+        """
+        dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if self._network is None:
+            if self.attack is not None:
+                found = self.attack(self.model, x, y, generator=generator)
+                x, dead = x + found.delta, found.dead_inputs
+            return self._plain(x), dead
+        check_labels(self._network.weights[-1].new_empty(len(x), self._network.classes), y)
+        if self.attack is None or self._perturber is None:
+            return self._plain(x), dead
+        self.attack.check_bounds(x)
+        z, still = self._perturber(x, y, generator, dead=True)
+        return self._network.forward(z).mT, dead if still is None else still
+
+    def with_clean(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs at x, those at x + δ, and the dead inputs, in no more passes than needed.
+
+        Arguments and errors as for a call.
+        """
+        outputs, dead = self(x, y, generator)
+        if self.attack is None:
+            return outputs, outputs, dead
+        if self._perturber is not None and self._perturber.clean is not None:
+            return self._perturber.clean.mT, outputs, dead
+        outputs = outputs.clone()
+        return self._plain(x), outputs, dead
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The outputs at x, which the next call may overwrite."""
+        if self._network is not None:
+            return self._network.forward(self._network.columns(x)).mT
+        with torch.no_grad(), evaluation_mode(self.model):
+            outputs: Tensor = self.model(x)
+            return outputs
