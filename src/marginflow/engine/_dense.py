@@ -246,7 +246,7 @@ def _differentiate(activation: Activation, d: Tensor, h: Tensor, rectified: Tens
 
 def _sequence(model: nn.Module) -> list[nn.Module] | None:
     """The modules in the order of their use; None if it is not given by ``nn.Sequential`` alone."""
-    if any(getattr(model, hooks, None) for hooks in _HOOKS):
+    if "forward" in vars(model) or any(getattr(model, hooks, None) for hooks in _HOOKS):
         return None
     # By its forward and not by its class: a subclass may do other things.
     if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:

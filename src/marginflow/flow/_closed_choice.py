@@ -30,11 +30,10 @@ def closed_form(
     and the logistic loss, and no attack, a finite set, FGM, FGSM, PGD by signs without a random start,
     the exact linear one; the inputs without bounds.
     """
-    network = dense_network(model)
+    network = dense_network(model, x.shape[1:])
     if network is None or type(loss) not in (Exponential, Logistic):
         return None
-    flat = any(isinstance(module, nn.Flatten) for module in model.modules())
-    if x.dtype != torch.float64 or x.device.type != "cpu" or (x.ndim != 2 and not flat):
+    if x.dtype != torch.float64 or x.device.type != "cpu":
         return None
     logistic = type(loss) is Logistic
     data = x.detach().flatten(1).numpy()

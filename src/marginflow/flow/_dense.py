@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from marginflow.models import SquaredReLU
+from marginflow.engine import DenseNetwork
 
 Array = NDArray[Any]
 """Real, or complex where a derivative is taken by a complex step."""
@@ -214,64 +214,25 @@ class Dense:
         return matrix[self.places[k], self.places[m]].reshape(*self.shapes[k], *self.shapes[m])
 
 
-def dense_network(model: nn.Module) -> Dense | None:
+def dense_network(model: nn.Module, shape: Sequence[int]) -> Dense | None:
     """The dense network that ``model`` computes, or None where it is another one.
 
-    That is a sequence of bias-free linear layers with ReLU, leaky or squared ReLU between them, one
-    output, and each weight trainable, in float64 and used once.
+    That is what :meth:`marginflow.engine.DenseNetwork.of` recognises, with one output and every weight
+    trainable, in float64, in the order of use.
+
+    Args:
+        model: any module.
+        shape: the shape of an example.
     """
-    shapes: list[tuple[int, int]] = []
-    activations: list[Activation] = []
-    weights: list[nn.Parameter] = []
-    if not _collect(model, shapes, activations, weights):
+    found = DenseNetwork.of(model, shape)
+    if found is None or found.classes != 1:
         return None
-    parameters = list(model.parameters())
-    if len(parameters) != len(weights) or not weights:
-        return None
-    for parameter, weight in zip(parameters, weights, strict=True):
+    for parameter, weight in zip(model.parameters(), found.weights, strict=True):
         plain = parameter.requires_grad and parameter.dtype == torch.float64
         if parameter is not weight or not plain or parameter.device.type != "cpu":
             return None
-    chained = all(below[0] == above[1] for below, above in pairwise(shapes))
-    if not chained or shapes[-1][0] != 1 or len(activations) > len(shapes) - 1:
-        return None
-    return Dense(shapes, activations)
-
-
-_CONTAINERS = (nn.Sequential.forward, nn.Identity.forward, nn.Flatten.forward)
-_ACTIVATIONS = (nn.ReLU.forward, nn.LeakyReLU.forward, SquaredReLU.forward)
-
-
-def _collect(
-    module: nn.Module,
-    shapes: list[tuple[int, int]],
-    activations: list[Activation],
-    weights: list[nn.Parameter],
-) -> bool:
-    """Append what ``module`` computes, in the order of its use; False if it is something else."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if "forward" in vars(module) or any(getattr(module, name) for name in hooks):
-        return False
-    # By its forward and not by its class: a subclass may add a skip connection.
-    forward = type(module).forward
-    if forward is nn.Linear.forward and isinstance(module, nn.Linear):
-        if module.bias is not None:
-            return False
-        if len(activations) < len(shapes):
-            activations.append(Activation(1.0))
-        shapes.append((module.out_features, module.in_features))
-        weights.append(module.weight)
-        return True
-    if forward in _ACTIVATIONS:
-        if len(activations) == len(shapes):  # before any layer, or a second one in a row
-            return False
-        slope = float(module.negative_slope) if isinstance(module, nn.LeakyReLU) else 0.0
-        activations.append(Activation(slope, squared=forward is SquaredReLU.forward))
-        return True
-    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
-        return False
-    # Not children(), which leaves out a module's second use.
-    inside = [child for child in module._modules.values() if child is not None]
-    return forward in _CONTAINERS and all(
-        _collect(child, shapes, activations, weights) for child in inside
-    )
+    activations = [
+        Activation(1.0 if a.name == "identity" else a.slope, squared=a.name == "squared-relu")
+        for a in found.activations
+    ]
+    return Dense([(w.shape[0], w.shape[1]) for w in found.weights], activations)
