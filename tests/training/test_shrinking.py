@@ -54,17 +54,23 @@ def distance(a: Trainer, b: Trainer) -> float:
     return float((weights(a) - weights(b)).norm() / weights(b).norm())
 
 
-def single_weights(of: Trainer) -> list[float]:
-    """``|ℓ′(z_i)|`` by autograd through the loss as it is written on paper, one example at a time."""
-    found = []
+def single(of: Trainer) -> tuple[list[float], list[float]]:
+    """``|ℓ′(z_i)|`` of the loss as it is written on paper, and how far an epoch's step of the example
+    moves a layer at most, relative to its norm: by autograd, one example at a time."""
+    weights, moves = [], []
+    layers = list(of.model.parameters())
+    norms = [float(w.detach().norm()) for w in layers]
     for x, y in zip(of.data.x, of.data.y, strict=True):
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         if of.engine.attack is not None:
             x = x + of.engine.attack(of.model, x, y).delta
-        z = (of.model(x).squeeze(1) * y).detach().double().requires_grad_()
-        (slope,) = torch.autograd.grad(torch.log1p(torch.exp(-z)).sum(), z)
-        found.append(-float(slope))
-    return found
+        z = (of.model(x).squeeze(1) * y).sum()
+        slope = 1 / (1 + math.exp(float(z.detach())))
+        gradients = torch.autograd.grad(z, layers)
+        far = max(float(g.norm()) / w for g, w in zip(gradients, norms, strict=True))
+        weights.append(slope)
+        moves.append(of.rate.rate(of) / of.batch_size * slope * far)
+    return weights, moves
 
 
 class Checked(Shrinking):
@@ -72,23 +78,25 @@ class Checked(Shrinking):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.before: list[float] = []
-        self.after: list[float] = []
+        self.before: list[tuple[float, float]] = []
+        self.after: list[tuple[float, float]] = []
         self.counts: list[int] = []
 
-    def share(self, trainer: Trainer) -> float:
-        single = single_weights(trainer)
+    def sums(self, trainer: Trainer) -> tuple[float, float]:
+        """The share and the movement of those left out."""
+        weights, moves = single(trainer)
         if self.kept is None:
-            return 0.0
-        return sum(w for w, k in zip(single, self.kept.tolist(), strict=True) if not k) / sum(
-            single
-        )
+            return 0.0, 0.0
+        out = (~self.kept).tolist()
+        share = sum(w for w, o in zip(weights, out, strict=True) if o) / sum(weights)
+        return share, sum(m for m, o in zip(moves, out, strict=True) if o)
 
     def examine(self, trainer: Trainer) -> None:
-        self.before.append(self.share(trainer))
+        self.before.append(self.sums(trainer))
         super().examine(trainer)
-        assert math.exp(self.log_share) == pytest.approx(self.before[-1], rel=1e-3)
-        self.after.append(self.share(trainer))
+        found = self.before[-1][trainer.engine.name == "fused"]
+        assert math.exp(self.log_share) == pytest.approx(found, rel=1e-3)
+        self.after.append(self.sums(trainer))
         self.counts.append(self.left_out)
 
 
@@ -97,7 +105,7 @@ class Checked(Shrinking):
     [
         (torch.float32, "autograd", 120),
         (torch.float32, "fused", 120),
-        (torch.float64, "fused", 500),
+        (torch.float64, "fused", 400),
     ],
 )
 def test_the_bound_holds_and_the_path_is_that_of_full_training(
@@ -109,10 +117,14 @@ def test_the_bound_holds_and_the_path_is_that_of_full_training(
     shrunk.run()
     full = trainer(data, engine=engine, epochs=epochs)
     full.run()
-    assert max(shrinking.after) <= theta * math.exp(-2) * 1.001
-    assert shrinking.violations == sum(share > theta for share in shrinking.before)
+    limits = (2**-10, theta) if engine == "fused" else (theta, math.inf)
+    for share, movement in shrinking.after:
+        assert share <= limits[0] * math.exp(-2) * 1.001
+        assert movement <= limits[1] * math.exp(-2) * 1.001
+    assert all(s <= limits[0] and m <= limits[1] for s, m in shrinking.before)
+    assert shrinking.violations == 0
     assert max(shrinking.counts) > data.n // 4, "many are left out, or nothing is shown"
-    # A rounding of the initial weights has grown to 13 … 44 roundings by then.
+    # Initial weights that differ by a rounding end 13 to 44 roundings apart.
     assert distance(shrunk, full) < 40 * theta
     assert (shrunk.step, shrunk.log_time) == (full.step, full.log_time)
     assert shrunk.epoch_loss == pytest.approx(full.epoch_loss, rel=100 * theta)
@@ -124,15 +136,15 @@ def test_a_bound_that_is_exceeded_is_counted_and_answered() -> None:
         def examine(self, trainer: Trainer) -> None:
             slack = self._slack
             super().examine(trainer)
-            if self.before[-1] > 0.2:
+            if self.before[-1][0] > 0.2:
                 answers.append((self.interval, self._slack - slack))
 
     answers: list[tuple[int, float]] = []
     shrinking = Watched(theta=0.2, slack=0.0)  # weights that grow at all exceed it
-    trainer(spread(), shrinking, engine="fused", epochs=80).run()
+    trainer(spread(), shrinking, epochs=80).run()
     assert shrinking.violations == len(answers) > 0
     assert all(interval == 1 and more >= 1 for interval, more in answers)
-    assert max(shrinking.after) <= 0.2
+    assert max(share for share, _ in shrinking.after) <= 0.2
 
 
 def test_a_jump_of_the_loss_is_followed_by_an_examination() -> None:

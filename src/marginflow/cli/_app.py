@@ -91,13 +91,9 @@ def train(
         bool,
         typer.Option(
             "--shrink",
-            help="Leave examples out while their weights in the gradient are below one rounding.",
+            help="Leave examples out of the epochs while they move weights by less than a rounding.",
         ),
     ] = False,
-    shrink_bound: Annotated[
-        float | None,
-        typer.Option(help="Leave out more: this share of all weights, such as 0.001."),
-    ] = None,
     threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
     config: Annotated[
@@ -140,7 +136,6 @@ def train(
         "engine": engine,
         "perturbation_precision": perturbation_precision,
         "shrink": shrink or None,
-        "shrink_bound": shrink_bound,
         "threads": threads,
         "data_dir": data_dir,
         "out": out,

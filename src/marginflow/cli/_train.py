@@ -31,7 +31,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "engine": str,
     "perturbation_precision": str,
     "shrink": bool,
-    "shrink_bound": (int, float),
     "threads": int,
     "data_dir": str,
     "out": str,
@@ -77,8 +76,6 @@ def run_training(
     data_dir = options.pop("data_dir", None)
     data = mf.load(options.pop("data"), data_dir=data_dir)
     options.setdefault("dtype", "float32")
-    if "shrink_bound" in options:
-        options["shrink"] = float(options.pop("shrink_bound"))
     if "out" not in options:
         options["out"] = free_name(data.name, options.get("attack", "none"))
     started = time.monotonic()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq, nnls
 
 from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.flow._state import Goal, Layers, OnStep, State, Tally, is_separated
@@ -154,7 +153,7 @@ class Steps:
         least = _LEAST * self.tolerance
         for _ in range(_SHRINKS):
             ds = eta * norm / speed
-            ahead = self.field(w + ds * v).velocity
+            ahead = self.field.velocity(w + ds * v)
             halves = ((0.5, w, v), (0.5, w + ds * v, ahead))
             change = float(np.linalg.norm(ahead - v)) / speed
             error = 0.5 * eta * change
@@ -229,6 +228,7 @@ class Steps:
         following: float,
     ) -> tuple[State, _Trial]:
         """The last step made shorter, so that it ends where the goal is reached."""
+        from scipy.optimize import brentq
 
         def at(share: float) -> tuple[State, _Trial]:
             if share == 1:
@@ -236,7 +236,7 @@ class Steps:
             elif last.heun:
                 ds, v = share * last.ds, here.velocity
                 ahead = state.w + ds * v
-                velocity = self.field(ahead).velocity
+                velocity = self.field.velocity(ahead)
                 w = state.w + 0.5 * ds * (v + velocity)
                 halves = ((0.5, state.w, v), (0.5, ahead, velocity))
                 trial = _Trial(w, self.field(w), ds, halves, heun=True)
@@ -267,6 +267,8 @@ def _shortest(velocities: Sequence[Vector]) -> tuple[list[float], Vector]:
 
     ``min ‖V λ‖² + (Σ λ − 1)²`` over λ ≥ 0 points the same way (Lawson & Hanson, chapter 23).
     """
+    from scipy.optimize import nnls
+
     columns = np.stack(velocities, axis=1)
     scaled = columns / np.linalg.norm(columns, axis=0).max()
     factor: Vector = np.linalg.qr(scaled)[1]

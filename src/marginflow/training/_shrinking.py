@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024
 _TRIED = 8
+_SHARE = 2.0**-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,26 +43,28 @@ class Shrinking:
 
     Late in training most of ``G = −(1/n) Σ |ℓ′(z_i)| ∇z_i`` comes from few examples. At an
     *examination* all scores at perturbed inputs are taken, and the largest set O of lightest
-    examples is left out for which
+    examples is left out that keeps the bounds, with u the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in
+    float64):
 
-        ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ e^{−s} Σ_i |ℓ′(z_i)|``
+    - **movement**: ``(η/B) Σ_{i∈O} |ℓ′(z_i)| max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F ≤ θ``, θ = u: all
+      that an epoch misses is less than one rounding of any layer's weights, and full training
+      makes one at each of its steps. And ``Σ_{i∈O} |ℓ′(z_i)| ≤ 2⁻¹⁰ Σ_i |ℓ′(z_i)|``, since in the
+      end a whole epoch moves less than a rounding. For the fused engine, a constant rate η and no
+      momentum.
+    - **share**: ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``, θ = u: one rounding of the gradient. For
+      all others.
 
-    with a slack s for the change of the weights until the next examination. There the *actual*
-    share of those left out is measured. The bound is
-
-        ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``,
-
-    with θ by default the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in float64): what is missing from the
-    steps of an epoch is then about one rounding of their sum. A larger θ leaves out more, and
-    that much of the gradient. A share beyond θ is a *violation*: it is counted, the next
-    examination comes after one epoch, and the slack grows. Else the epochs between examinations
-    double, up to ``longest`` and to an eighth of those done: in the long run ln(weight) moves with
-    ln(epoch). An epoch whose mean loss is more than twice the last one's is followed by an
-    examination at once. Between examinations the bound is not known to hold.
+    Weights change until the next examination; so O is chosen for ``θ e^{−s}`` with a slack s, and
+    there the *actual* sums over those left out are measured first. Beyond a bound it is a *violation*:
+    it is counted, the next examination comes after one epoch, and the slack grows. Else the
+    epochs between examinations double, up to ``longest`` and to an eighth of those done: in the
+    long run ln(weight) moves with ln(epoch). An epoch whose mean loss is more than twice the last
+    one's is followed by an examination at once. Between examinations the bounds are not known to
+    hold.
 
     Batches, their order and ``1/n`` are those of the full training; where nobody of a batch is
     left, its step moves nothing (but momentum does). Nobody is left out before all examples are
-    fitted (positive scores): until then the weights jump. Shares are formed in the log domain, in
+    fitted (positive scores): until then the weights jump. Sums are formed in the log domain, in
     float64.
 
     The epoch's mean loss and accuracy count those left out as they were at the last
@@ -103,7 +106,7 @@ class Shrinking:
         self.examinations = 0
         """Examinations so far."""
         self.log_share = -math.inf
-        """``ln (Σ_O |ℓ′| / Σ |ℓ′|)`` of those who were left out, at the last examination: the check."""
+        """ln of the bounded sum over those who were left out, at the last examination: the check."""
         self._losses = torch.empty(0, dtype=torch.float64)
         self._last_loss = math.inf
         self._fitted = False
@@ -175,37 +178,34 @@ class Shrinking:
         return [Part(*of) for of in zip(xs, ys, sizes, by_batch(absent), strict=True)]
 
     def examine(self, trainer: Trainer) -> None:
-        """Take all scores, check the bound, and choose anew whom to leave out."""
-        scores = self._scores(trainer)
-        loss = trainer.engine.loss
-        log_weights = loss.log_slopes(scores)
-        log_total = torch.logsumexp(log_weights, 0)
+        """Take all scores, check the bounds, and choose anew whom to leave out."""
+        scores, bounds = self._weigh(trainer)
         self.examinations += 1
-        if not bool(torch.isfinite(log_total)):  # the next step says what diverged
-            self.kept, self.next = None, trainer.epoch + 1
+        if not all(bool(torch.isfinite(logs.logsumexp(0))) for logs, _ in bounds):
+            self.kept, self.next = None, trainer.epoch + 1  # the next step says what diverged
             return
-        log_theta = math.log(self.theta or torch.finfo(trainer.data.x.dtype).eps / 2)
-        self.log_share = -math.inf
+        excess = self.log_share = -math.inf
         if self.left_out and self.kept is not None:
-            self.log_share = float(torch.logsumexp(log_weights[~self.kept], 0) - log_total)
-        violated = self.log_share > log_theta
-        if violated:
+            sums = [float(logs[~self.kept].logsumexp(0)) for logs, _ in bounds]
+            self.log_share = sums[0]
+            excess = max(found - limit for found, (_, limit) in zip(sums, bounds, strict=True))
+        if excess > 0:
             self.violations += 1
-            self._slack += max(1.0, self.log_share - log_theta)
+            self._slack += max(1.0, excess)
         else:
             self._slack = max(self.slack, self._slack - 0.25)
-        lightest = torch.argsort(log_weights)
-        sums = torch.logcumsumexp(log_weights[lightest], 0)
-        out = torch.zeros_like(scores, dtype=torch.bool)
-        out[lightest] = sums <= log_total + log_theta - self._slack
+        lightest = torch.argsort(bounds[0][0])
+        out = torch.ones_like(scores, dtype=torch.bool)
+        for logs, limit in bounds:
+            out[lightest] &= torch.logcumsumexp(logs[lightest], 0) <= limit - self._slack
         if not bool((scores > 0).all()) or int(out.sum()) < self.least * out.numel():
             out[:] = False
         self.kept = ~out
-        self._losses = loss.values(scores)
+        self._losses = trainer.engine.loss.values(scores)
         longest = self.longest
         if self.left_out:
             longest = max(1, min(longest, trainer.epoch // 8))
-        self.interval = 1 if violated else min(2 * self.interval, longest)
+        self.interval = 1 if excess > 0 else min(2 * self.interval, longest)
         self.next = trainer.epoch + self.interval
 
     def record(self) -> dict[str, float]:
@@ -238,17 +238,25 @@ class Shrinking:
         if "kept" in state:
             self.kept, self._losses = state["kept"].to(device), state["losses"].to(device)
 
-    def _scores(self, trainer: Trainer) -> Tensor:
-        """All scores z_i at perturbed inputs, (n,), float64."""
+    def _weigh(self, trainer: Trainer) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+        """All scores at perturbed inputs; of each bound, ln of every example's term and of the limit."""
         data, generator = trainer.data, trainer.examination_generator()
-        return torch.cat(
-            [
-                trainer.engine.scores(x, y, generator).double()
-                for x, y in zip(
-                    torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True
-                )
-            ]
-        )
+        moving = trainer.rate.known and trainer.momentum == 0
+        scores, reaches = [], []
+        for x, y in zip(torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True):
+            z, reach = trainer.engine.reach(x, y, generator)
+            scores.append(z.double())
+            if reach is not None:
+                reaches.append(reach.double())
+        z = torch.cat(scores)
+        log_theta = math.log(self.theta or torch.finfo(data.x.dtype).eps / 2)
+        log_slopes = trainer.engine.loss.log_slopes(z)
+        shares = log_slopes - log_slopes.logsumexp(0)
+        if not moving or not reaches:
+            return z, [(shares, log_theta)]
+        step = math.log(trainer.rate.rate(trainer) / trainer.batch_size)
+        movements = log_slopes + torch.cat(reaches).log() + step
+        return z, [(movements, log_theta), (shares, math.log(_SHARE))]
 
 
 def _independent(model: nn.Module, x: Tensor) -> bool:

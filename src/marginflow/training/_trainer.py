@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
@@ -104,7 +105,7 @@ class Trainer:
             raise InputError(f"momentum: expected a number below 1, got {momentum!r}")
         self.seed = whole("seed", seed, least=0)
         self.callbacks = tuple(callbacks)
-        self.optimizer = torch.optim.SGD(engine.parameters, lr=1.0, momentum=self.momentum)
+        self._velocities: list[Tensor | None] = [None] * len(engine.parameters)
         self.epoch = 0
         self.step = 0
         self._batch = 0
@@ -174,7 +175,8 @@ class Trainer:
                     self._run_epoch(interrupted)
                 self._tell("on_end")
             finally:
-                self.optimizer.zero_grad(set_to_none=True)
+                for parameter in self.engine.parameters:
+                    parameter.grad = None
                 for module, training in modes.items():
                     module.training = training
 
@@ -185,10 +187,9 @@ class Trainer:
     def state(self) -> TrainingState:
         """A copy of the present state, for a checkpoint."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, parameter in enumerate(self.engine.parameters):
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{index}"] = buffer
+        for index, velocity in enumerate(self._velocities):
+            if velocity is not None:
+                tensors[f"momentum.{index}"] = velocity
         tensors |= {f"undo.{name}": value for name, value in self._undo.items()}
         for callback in self.callbacks:
             for name, value in callback.state().items():
@@ -223,9 +224,9 @@ class Trainer:
         self.rate.state = dict(state.rate)
         self.log_time, self._undo_time = state.tensors["clock"].tolist()
         for index, parameter in enumerate(self.engine.parameters):
-            buffer = state.tensors.get(f"momentum.{index}")
-            if buffer is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter).clone()
+            velocity = state.tensors.get(f"momentum.{index}")
+            if velocity is not None:
+                self._velocities[index] = velocity.to(parameter).clone()
         self._global_state = state.tensors["random.global"].clone()
         self.epoch, self.step, self._batch = state.epoch, state.step, state.batch
         self._loss_sum, self._correct = state.loss_sum, state.correct
@@ -296,11 +297,7 @@ class Trainer:
         self._gradients = None if in_place and len(y) else result.gradients
         if not in_place:
             self.learning_rate = self.rate.rate(self)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate
-            for parameter, gradient in zip(self.engine.parameters, result.gradients, strict=True):
-                parameter.grad = gradient
-            self.optimizer.step()
+            self._descend(result.gradients)
         self.step += 1
         self.rate.after_step(self)
         self.step_loss = loss
@@ -315,6 +312,24 @@ class Trainer:
     def _in_place(self) -> bool:
         """Whether the step can be taken without the gradient."""
         return self.engine.in_place and self.rate.known and self.momentum == 0
+
+    def _descend(self, gradients: Sequence[Tensor]) -> None:
+        """``v ← μv + G, W ← W − ηv``, with v = G at first, by the function behind torch.optim.SGD.
+
+        An SGD object would import torch's compiler, which takes most of a second and is not used.
+        """
+        with torch.no_grad():
+            sgd(
+                list(self.engine.parameters),
+                list(gradients),
+                self._velocities,
+                lr=self.learning_rate,
+                momentum=self.momentum,
+                dampening=0.0,
+                nesterov=False,
+                weight_decay=0.0,
+                maximize=False,
+            )
 
     def _parts(self, order: Tensor | None) -> list[Part] | None:
         """What is left of each batch of the epoch; None where everybody is kept."""

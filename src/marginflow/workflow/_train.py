@@ -62,7 +62,7 @@ def train(
     device: torch.device | str = "cpu",
     engine: EngineName = "auto",
     perturbation_precision: PerturbationPrecision | None = None,
-    shrink: bool | float = False,
+    shrink: bool = False,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -101,9 +101,9 @@ def train(
         perturbation_precision: ``float32`` (the default: the model's own) or ``bf16``: the
             attack sees the network in bfloat16. Measurements never do. Its effect on the margins
             at the end is in ``run.config["perturbation_effect"]``.
-        shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| together are below one
-            rounding of the total, or below the share θ given as a number: see
-            :class:`marginflow.training.Shrinking`. Measurements take all examples.
+        shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| are so small that what
+            they would move is below one rounding: see :class:`marginflow.training.Shrinking`.
+            Measurements take all examples.
         out: run directory; None keeps the run in memory.
         resume: continue the run in ``out`` (which may lie finished; then nothing is done).
         force: replace a run that ``out`` already holds.
@@ -164,7 +164,7 @@ def train(
         epochs=epochs,
         momentum=momentum,
         seed=setup.seed,
-        shrinking=_shrinking(shrink),
+        shrinking=Shrinking() if shrink else None,
     )
     own = {
         "lr": trainer.rate.spec,
@@ -299,12 +299,6 @@ def _device(device: torch.device | str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device: cannot use {str(device)!r}: {reason}") from None
     return chosen
-
-
-def _shrinking(shrink: bool | float) -> Shrinking | None:
-    if isinstance(shrink, bool):
-        return Shrinking() if shrink else None
-    return Shrinking(theta=shrink)
 
 
 def _is_small_linear(model: nn.Module) -> bool:
