@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024
 _TRIED = 8
-_SHARE = 2.0**-10
+_SHARE = 2.0**-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Shrinking:
 
     - **movement**: ``(η/B) Σ_{i∈O} |ℓ′(z_i)| max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F ≤ θ``, θ = u: all
       that an epoch misses is less than one rounding of any layer's weights, and full training
-      makes one at each of its steps. And ``Σ_{i∈O} |ℓ′(z_i)| ≤ 2⁻¹⁰ Σ_i |ℓ′(z_i)|``, since in the
+      makes one at each of its steps. And ``Σ_{i∈O} |ℓ′(z_i)| ≤ 2⁻⁷ Σ_i |ℓ′(z_i)|``, since in the
       end a whole epoch moves less than a rounding. For the fused engine, a constant rate η and no
       momentum.
     - **share**: ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``, θ = u: one rounding of the gradient. For
@@ -87,7 +87,7 @@ class Shrinking:
         theta: float | None = None,
         longest: int = 64,
         least: float = 1 / 16,
-        slack: float = 2.0,
+        slack: float = 1.0,
     ) -> None:
         self.theta = None if theta is None else real("theta", theta, above=0.0)
         if self.theta is not None and self.theta >= 1:
