@@ -98,7 +98,7 @@ class Fig1(Experiment):
         notes = [setting_note(self.trainings()[0], results)]
         if self.shrink:
             notes.append(
-                "Examples whose weights |ℓ′| together are below one rounding of all are left out of the "
+                "Examples that together move no layer by one rounding of its weights are left out of the "
                 "epochs and examined now and then; measurements take all."
             )
         if self.long_epochs == self.epochs:
