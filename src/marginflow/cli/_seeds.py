@@ -11,6 +11,9 @@ from marginflow.errors import InputError, RunError
 if TYPE_CHECKING:
     from marginflow.runs import Run
 
+_ALIKE = ("trained against", "measured with", "epochs")
+"""Columns in which seeds do not differ."""
+
 
 def take_seeds(options: dict[str, Any]) -> int | list[int] | None:
     """Take ``seeds`` out of the options: how many, or which ones; None if one seed is trained.
@@ -69,7 +72,10 @@ def print_seeds(runs: Sequence[Run], out: Path, seconds: float) -> None:
     epochs = runs[0].config["epochs"]
     print(f"{len(runs)} seeds, {epochs} epochs each, in {seconds:.1f} s; the runs are in {out}")
     if all(run.metrics for run in runs):
-        from marginflow.cli._tables import print_runs
+        from marginflow.cli._tables import print_table
+        from marginflow.report import comparison_table
 
-        print_runs(list(runs))
+        headers, rows = comparison_table(runs)
+        shown = [k for k, header in enumerate(headers) if header not in _ALIKE]
+        print_table([headers[k] for k in shown], [[row[k] for k in shown] for row in rows])
         print(f"next: marginflow report {out}/seed-* --out {out}/report.html")
