@@ -14,8 +14,11 @@ from marginflow.engine._fused import FusedEngine, loss_slopes
 from marginflow.engine._perturber import Perturber
 from marginflow.errors import InputError
 
-_LARGEST = 1 << 18
-"""Weights of the largest layer × examples of a batch up to which stacking pays on the CPU."""
+_LARGEST = 1 << 20
+"""Weights of the largest layer × examples of a batch below which networks are stacked on the CPU.
+
+Measured by ``benchmarks/seeds.py``: eight at once take a fifth of the time far below, 0.4 here; beyond,
+:func:`choose_products` may find a faster library for one network at a time."""
 
 
 class StackedEngine:
@@ -165,4 +168,4 @@ def stacking_gains(engine: Engine, batch_size: int) -> bool:
     """
     if engine.parameters[0].device.type != "cpu":
         return True
-    return max(w.numel() for w in engine.parameters) * batch_size <= _LARGEST
+    return max(w.numel() for w in engine.parameters) * batch_size < _LARGEST

@@ -85,10 +85,24 @@ class Recording(Callback):
     A measurement is on disk before the checkpoint that follows it, so whatever a
     checkpoint vouches for is there. Checkpoints are taken at every measurement, every
     half minute, on an interrupt and at the end; when they are taken changes no number.
+
+    Args:
+        directory: the run.
+        monitor: what measures, or None.
+        elapsed: seconds that earlier processes spent on the run.
+        apart: seconds between two checkpoints of measurements, at least: what a crash may cost.
     """
 
-    def __init__(self, directory: RunDirectory, monitor: Monitor | None, elapsed: float) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        monitor: Monitor | None,
+        elapsed: float,
+        *,
+        apart: float = 0.0,
+    ) -> None:
         self.directory = directory
+        self.apart = apart
         self.monitor = monitor
         self.written = 0 if monitor is None else len(monitor.records)
         self.started = time.monotonic() - elapsed
@@ -102,7 +116,8 @@ class Recording(Callback):
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Record what was measured; checkpoint if there was anything or it is time."""
-        if self._write() or time.monotonic() - self.saved > _CHECKPOINT_SECONDS:
+        wait = self.apart if self._write() else _CHECKPOINT_SECONDS
+        if time.monotonic() - self.saved >= wait:
             self.checkpoint(trainer)
 
     def on_interrupt(self, trainer: Trainer) -> None:

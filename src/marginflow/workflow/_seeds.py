@@ -25,6 +25,9 @@ from marginflow.workflow._train_job import TrainingJob
 
 _log = logging.getLogger("marginflow")
 
+_APART = 2.0
+"""Seconds: checkpoints of eight small networks at every measurement would take longer than training."""
+
 _OWN = {"model", "data", "seed", "callbacks", "out", "resume", "force", "progress"}
 _DEFAULTS = {
     name: parameter.default
@@ -96,16 +99,21 @@ def train_seeds(
     asked = _Asked(model, data, {**_DEFAULTS, **options}, out, resume, force)
     asked.check(chosen)
     first = asked.plan(chosen[0])
+    planned = {chosen[0]: first}
     reason = _refusal(first, asked.options)
     if reason is None and len(chosen) > 1:
-        jobs = [first, *(asked.plan(seed, like=first) for seed in chosen[1:])]
-        return _side_by_side(asked, dict(zip(chosen, jobs, strict=True)), progress)
-    if reason is not None:
+        planned |= {seed: asked.plan(seed, like=first) for seed in chosen[1:]}
+        # Runs that are resumed keep the engines that they began with.
+        reasons = [_refusal(job, asked.options) for job in planned.values()]
+        reason = next((found for found in reasons if found is not None), None)
+        if reason is None:
+            return _side_by_side(asked, planned, progress)
+    if reason is not None and len(chosen) > 1:
         _log.warning("the seeds are trained one after the other: %s", reason)
     runs: list[Run] = []
     diverged: dict[int, DivergedError] = {}
     for seed in chosen:
-        job = first if seed == chosen[0] else asked.plan(seed)
+        job = planned.pop(seed, None) or asked.plan(seed)
         try:
             run = job.run(
                 asked.folder(seed),
@@ -193,7 +201,9 @@ def _side_by_side(asked: _Asked, jobs: Mapping[int, TrainingJob], progress: bool
     with contextlib.ExitStack() as closing:
         for seed, job in jobs.items():
             closing.callback(job.close)
-            job.open(asked.folder(seed), resume=asked.resumes(seed), force=asked.force)
+            job.open(
+                asked.folder(seed), resume=asked.resumes(seed), force=asked.force, apart=_APART
+            )
         groups: dict[int, list[int]] = {}
         for seed, job in jobs.items():
             if not job.finished:

@@ -44,9 +44,20 @@ class TrainingJob:
         """Whether the run, resumed, was at its end already."""
 
     def open(
-        self, out: str | os.PathLike[str] | None, *, resume: bool = False, force: bool = False
+        self,
+        out: str | os.PathLike[str] | None,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        apart: float = 0.0,
     ) -> None:
         """Make or reopen the run directory, if there is one, and record from now on.
+
+        Args:
+            out: the run directory, or None.
+            resume: continue what is there.
+            force: replace what is there.
+            apart: as for :class:`Recording`.
 
         Raises:
             RunError: ``out`` is taken, or holds a run that cannot be continued so.
@@ -69,7 +80,7 @@ class TrainingJob:
             self.keeping = KeepingWeights(self.monitor, self.directory)
             recording.append(self.keeping)
         if self.directory is not None:
-            recording.append(Recording(self.directory, self.monitor, elapsed))
+            recording.append(Recording(self.directory, self.monitor, elapsed, apart=apart))
         self.trainer.callbacks = (*self.trainer.callbacks, *recording)
 
     def run(
