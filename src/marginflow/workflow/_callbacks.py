@@ -91,6 +91,7 @@ class Recording(Callback):
         monitor: what measures, or None.
         elapsed: seconds that earlier processes spent on the run.
         apart: seconds between two checkpoints of measurements, at least: what a crash may cost.
+            Measurements are written with the checkpoint that vouches for them.
     """
 
     def __init__(
@@ -110,13 +111,13 @@ class Recording(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Record the first measurement; a fresh run gets a checkpoint of its initial weights."""
-        self._write()
+        self.write()
         if trainer.step == 0:
             self.checkpoint(trainer)
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Record what was measured; checkpoint if there was anything or it is time."""
-        wait = self.apart if self._write() else _CHECKPOINT_SECONDS
+        wait = self.apart if self._unwritten() else _CHECKPOINT_SECONDS
         if time.monotonic() - self.saved >= wait:
             self.checkpoint(trainer)
 
@@ -129,7 +130,8 @@ class Recording(Callback):
         self.checkpoint(trainer)
 
     def checkpoint(self, trainer: Trainer) -> None:
-        """Save the trainer's state, if its weights are finite."""
+        """Write what was measured, and save the trainer's state if its weights are finite."""
+        self.write()
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
             return
         state = trainer.state()
@@ -139,15 +141,15 @@ class Recording(Callback):
         self.directory.save_checkpoint(tensors, numbers | elapsed)
         self.saved = time.monotonic()
 
-    def _write(self) -> bool:
-        """Append the measurements that are not on disk yet; whether there were any."""
-        if self.monitor is None:
-            return False
-        new = self.monitor.records[self.written :]
-        for record in new:
-            self.directory.append_metrics(record)
+    def write(self) -> None:
+        """Append the measurements that are not on disk yet."""
+        new = self._unwritten()
+        if new:
+            self.directory.append_metrics(*new)
         self.written += len(new)
-        return bool(new)
+
+    def _unwritten(self) -> list[dict[str, Any]]:
+        return [] if self.monitor is None else self.monitor.records[self.written :]
 
 
 class ProgressBar(Callback):

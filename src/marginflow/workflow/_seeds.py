@@ -218,7 +218,10 @@ def _side_by_side(asked: _Asked, jobs: Mapping[int, TrainingJob], progress: bool
                 if bar is not None:
                     bar.stop()
             for place, error in running.diverged.items():
-                diverged[group[place]] = jobs[group[place]].with_advice(error)
+                job = jobs[group[place]]
+                if job.recording is not None:
+                    job.recording.write()
+                diverged[group[place]] = job.with_advice(error)
         runs = [job.result() for seed, job in jobs.items() if seed not in diverged]
     _complain(diverged, len(jobs))
     return runs

@@ -40,6 +40,7 @@ class TrainingJob:
         self.keep_weights = keep_weights
         self.directory: RunDirectory | None = None
         self.keeping: KeepingWeights | None = None
+        self.recording: Recording | None = None
         self.finished = False
         """Whether the run, resumed, was at its end already."""
 
@@ -80,7 +81,8 @@ class TrainingJob:
             self.keeping = KeepingWeights(self.monitor, self.directory)
             recording.append(self.keeping)
         if self.directory is not None:
-            recording.append(Recording(self.directory, self.monitor, elapsed, apart=apart))
+            self.recording = Recording(self.directory, self.monitor, elapsed, apart=apart)
+            recording.append(self.recording)
         self.trainer.callbacks = (*self.trainer.callbacks, *recording)
 
     def run(
