@@ -15,10 +15,10 @@ from marginflow.engine._perturber import Perturber
 from marginflow.errors import InputError
 
 _LARGEST = 1 << 20
-"""Weights of the largest layer × examples of a batch below which networks are stacked on the CPU.
+"""Weights of the largest layer × examples of a batch below which networks are stacked.
 
-Measured by ``benchmarks/seeds.py``: eight at once take a fifth of the time far below, 0.4 here; beyond,
-:func:`choose_products` may find a faster library for one network at a time."""
+Measured on a CPU by ``benchmarks/seeds.py``: eight at once take a fifth of the time far below, 0.4 here;
+beyond, :func:`choose_products` may find a faster library for one network at a time."""
 
 
 class StackedEngine:
@@ -166,6 +166,4 @@ def stacking_gains(engine: Engine, batch_size: int) -> bool:
         engine: of one of the networks.
         batch_size: examples in a batch.
     """
-    if engine.parameters[0].device.type != "cpu":
-        return True
     return max(w.numel() for w in engine.parameters) * batch_size < _LARGEST
