@@ -1,7 +1,7 @@
 """Eight seeds at once against eight solo runs, and the size from which that gains nothing.
 
-    python benchmarks/seeds.py                # about two minutes on one core
-    python benchmarks/seeds.py --short        # some ten seconds, the spread is wider
+    python benchmarks/seeds.py                # some minutes on one core
+    python benchmarks/seeds.py --short        # half a minute, the spread is wider
     python benchmarks/seeds.py --only sizes
 
 trainings  `mf.train` eight times against `mf.train_seeds(seeds=8)` on digits:3,8 with FGSM: unmeasured

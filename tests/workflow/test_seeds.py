@@ -14,6 +14,7 @@ from torch import nn
 import marginflow as mf
 from marginflow.errors import DivergedError, InputError, RunError, SpecificationError
 from marginflow.training import SideBySide
+from marginflow.workflow._callbacks import Pace
 
 DATA = "separable:n=23,d=6,margin=0.3"
 SMALL: dict[str, Any] = {
@@ -94,6 +95,28 @@ def test_without_a_folder_the_runs_are_in_memory() -> None:
     assert close(runs[1].metrics, solo.metrics)
     for p in runs[1].load_model().parameters():
         assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
+
+
+def test_one_seed_is_its_solo_run_to_the_bit() -> None:
+    (run,) = mf.train_seeds("mlp:8", DATA, seeds=[5], **SMALL)
+    assert run.metrics == mf.train("mlp:8", DATA, seed=5, **SMALL).metrics
+
+
+def test_runs_that_share_a_pace_are_saved_at_the_same_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("marginflow.workflow._callbacks.time.monotonic", lambda: now)
+    pace = Pace(2.0)
+    now = 101.9
+    assert not pace.due(3, measured=True)
+    now = 102.1
+    assert [pace.due(4, measured=True) for _ in range(3)] == [True] * 3
+    assert not pace.due(5, measured=True)
+    now = 131.0
+    assert not pace.due(6, measured=False)
+    now = 133.0
+    assert [pace.due(7, measured=False) for _ in range(3)] == [True] * 3
 
 
 def test_interrupted_seeds_go_on_together_or_alone(

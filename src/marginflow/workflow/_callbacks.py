@@ -79,6 +79,28 @@ class KeepingWeights(Callback):
             self.directory.save_weights(trainer.step, weights)
 
 
+class Pace:
+    """When checkpoints are due. Trainings in step share one, so that a crash leaves them at one step.
+
+    Args:
+        apart: seconds between two checkpoints of measurements, at least: what a crash may cost.
+    """
+
+    def __init__(self, apart: float = 0.0) -> None:
+        self.apart = apart
+        self.saved = time.monotonic()
+        self.step = -1
+
+    def due(self, step: int, *, measured: bool) -> bool:
+        """Whether to save at ``step``: after a measurement, or as it is time."""
+        now = time.monotonic()
+        if step != self.step and now - self.saved >= (
+            self.apart if measured else _CHECKPOINT_SECONDS
+        ):
+            self.step, self.saved = step, now
+        return step == self.step
+
+
 class Recording(Callback):
     """Writes new measurements and checkpoints into the run directory.
 
@@ -90,8 +112,8 @@ class Recording(Callback):
         directory: the run.
         monitor: what measures, or None.
         elapsed: seconds that earlier processes spent on the run.
-        apart: seconds between two checkpoints of measurements, at least: what a crash may cost.
-            Measurements are written with the checkpoint that vouches for them.
+        pace: when checkpoints are due, by default at every measurement. Measurements are
+            written with the checkpoint that vouches for them.
     """
 
     def __init__(
@@ -100,14 +122,13 @@ class Recording(Callback):
         monitor: Monitor | None,
         elapsed: float,
         *,
-        apart: float = 0.0,
+        pace: Pace | None = None,
     ) -> None:
         self.directory = directory
-        self.apart = apart
+        self.pace = Pace() if pace is None else pace
         self.monitor = monitor
         self.written = 0 if monitor is None else len(monitor.records)
         self.started = time.monotonic() - elapsed
-        self.saved = time.monotonic()
 
     def on_start(self, trainer: Trainer) -> None:
         """Record the first measurement; a fresh run gets a checkpoint of its initial weights."""
@@ -117,8 +138,7 @@ class Recording(Callback):
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Record what was measured; checkpoint if there was anything or it is time."""
-        wait = self.apart if self._unwritten() else _CHECKPOINT_SECONDS
-        if time.monotonic() - self.saved >= wait:
+        if self.pace.due(trainer.step, measured=bool(self._unwritten())):
             self.checkpoint(trainer)
 
     def on_interrupt(self, trainer: Trainer) -> None:
@@ -139,7 +159,6 @@ class Recording(Callback):
         tensors = numbers.pop("tensors")
         elapsed = {"elapsed_seconds": time.monotonic() - self.started}
         self.directory.save_checkpoint(tensors, numbers | elapsed)
-        self.saved = time.monotonic()
 
     def write(self) -> None:
         """Append the measurements that are not on disk yet."""

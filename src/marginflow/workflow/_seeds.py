@@ -18,7 +18,7 @@ from marginflow.engine import stacking_gains
 from marginflow.errors import DivergedError, InputError, RunError
 from marginflow.runs import Run, RunDirectory
 from marginflow.training import SideBySide, side_by_side_refusal
-from marginflow.workflow._callbacks import ProgressBar
+from marginflow.workflow._callbacks import Pace, ProgressBar
 from marginflow.workflow._train import plan_training
 from marginflow.workflow._train import train as _train
 from marginflow.workflow._train_job import TrainingJob
@@ -198,12 +198,11 @@ class _Asked:
 def _side_by_side(asked: _Asked, jobs: Mapping[int, TrainingJob], progress: bool) -> list[Run]:
     """The trainings in step; those that were interrupted at different steps, in groups."""
     diverged: dict[int, DivergedError] = {}
+    pace = Pace(_APART)
     with contextlib.ExitStack() as closing:
         for seed, job in jobs.items():
             closing.callback(job.close)
-            job.open(
-                asked.folder(seed), resume=asked.resumes(seed), force=asked.force, apart=_APART
-            )
+            job.open(asked.folder(seed), resume=asked.resumes(seed), force=asked.force, pace=pace)
         groups: dict[int, list[int]] = {}
         for seed, job in jobs.items():
             if not job.finished:

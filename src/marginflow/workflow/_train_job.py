@@ -11,7 +11,7 @@ from marginflow.errors import DivergedError, RunError
 from marginflow.monitor import Monitor
 from marginflow.runs import Checkpoint, Run, RunDirectory
 from marginflow.training import Callback, Trainer, TrainingState
-from marginflow.workflow._callbacks import KeepingWeights, ProgressBar, Recording
+from marginflow.workflow._callbacks import KeepingWeights, Pace, ProgressBar, Recording
 from marginflow.workflow._precision import perturbation_effect
 from marginflow.workflow._setup import open_directory
 
@@ -50,7 +50,7 @@ class TrainingJob:
         *,
         resume: bool = False,
         force: bool = False,
-        apart: float = 0.0,
+        pace: Pace | None = None,
     ) -> None:
         """Make or reopen the run directory, if there is one, and record from now on.
 
@@ -58,7 +58,7 @@ class TrainingJob:
             out: the run directory, or None.
             resume: continue what is there.
             force: replace what is there.
-            apart: as for :class:`Recording`.
+            pace: when checkpoints are due.
 
         Raises:
             RunError: ``out`` is taken, or holds a run that cannot be continued so.
@@ -81,7 +81,7 @@ class TrainingJob:
             self.keeping = KeepingWeights(self.monitor, self.directory)
             recording.append(self.keeping)
         if self.directory is not None:
-            self.recording = Recording(self.directory, self.monitor, elapsed, apart=apart)
+            self.recording = Recording(self.directory, self.monitor, elapsed, pace=pace)
             recording.append(self.recording)
         self.trainer.callbacks = (*self.trainer.callbacks, *recording)
 
