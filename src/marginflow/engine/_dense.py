@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from marginflow.models import SquaredReLU
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky-relu", SquaredReLU: "squared-relu"}
+_ROWS = 8192
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -238,7 +239,9 @@ class DenseNetwork:
             like.device,
         ):
             return found
-        if len(self._buffers) > 3:  # a batch, the last of an epoch, a chunk: more are passing by
+        # A batch, the last of an epoch, a chunk; or the batches of a training that leaves examples out,
+        # which are small and of many sizes. More are passing by.
+        if len(self._buffers) > 3 and sum(self._buffers) + n > _ROWS:
             self._buffers.clear()
         hidden = [like.new_empty(*w.shape[:-1], n) for w in self.weights]
         found = _Buffers(
@@ -278,7 +281,7 @@ def _differentiate(activation: Activation, d: Tensor, h: Tensor, rectified: Tens
 
 def _sequence(model: nn.Module) -> list[nn.Module] | None:
     """The modules in the order of their use; None if it is not given by ``nn.Sequential`` alone."""
-    if any(getattr(model, hooks, None) for hooks in _HOOKS):
+    if "forward" in vars(model) or any(getattr(model, hooks, None) for hooks in _HOOKS):
         return None
     # By its forward and not by its class: a subclass may do other things.
     if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:

@@ -67,6 +67,12 @@ class Perturber:
         """Whether the attack asks for margins and input gradients only; a subclass may do more."""
         return attack is None or type(attack) in (FGM, FGSM, PGD, FiniteSet)
 
+    @staticmethod
+    def in_place(attack: Attack) -> bool:
+        """Whether the attack runs in place: an ℓ∞ gradient attack on the margin."""
+        sign = math.isinf(attack.p) and attack.objective == "margin"
+        return sign and type(attack) is not FiniteSet
+
     def __call__(
         self, x: Tensor, y: Tensor, generator: Generators | None = None, *, dead: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -83,7 +89,7 @@ class Perturber:
         """
         attack = self.attack
         self.clean = None
-        if math.isinf(attack.p) and attack.objective == "margin" and type(attack) is not FiniteSet:
+        if self.in_place(attack):
             return self._by_signs(x, y, generator, dead=dead)
         if isinstance(generator, Sequence):
             raise InputError("generator: expected one, got one for each network of a stack")
