@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from marginflow.overfitting import Overfitting, detect_overfitting
     from marginflow.runs import Run, load_run
     from marginflow.theorems import Audit, Verdict, audit, verify
-    from marginflow.workflow import Flow, gradient_flow, train
+    from marginflow.workflow import Flow, gradient_flow, train, train_seeds
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ _HOME = {
     "nearest_kkt_point": "kkt",
     "normalized_network": "homogeneity",
     "train": "workflow",
+    "train_seeds": "workflow",
     "verify": "theorems",
 }
 _MODULES = ("attacks", "datasets", "errors", "losses", "models", "references")
@@ -92,6 +93,7 @@ __all__ = [
     "normalized_network",
     "references",
     "train",
+    "train_seeds",
     "verify",
 ]
 

@@ -48,6 +48,7 @@ PUBLIC = [
     "normalized_network",
     "references",
     "train",
+    "train_seeds",
     "verify",
 ]
 PACKAGES = {
@@ -67,10 +68,14 @@ PACKAGES = {
         "PerturbationPrecision",
         "Perturber",
         "Products",
+        "StackPlace",
+        "StackedEngine",
         "auto_engine",
         "build",
         "choose_products",
         "multiplying",
+        "stacking_gains",
+        "stacking_refusal",
     ],
     "flow": [
         *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),

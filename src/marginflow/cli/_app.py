@@ -75,6 +75,12 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights and batches (default 0).")
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Several seeds at once, side by side: 8 (for 0 … 7) or 0,3,5. Runs: OUT/seed-0 …."
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default) or float64.")] = None,
     device: Annotated[str | None, typer.Option(help=_DEVICE)] = None,
     engine: Annotated[
@@ -131,6 +137,7 @@ def train(
         "momentum": momentum,
         "derivative": derivative,
         "seed": seed,
+        "seeds": seeds,
         "dtype": dtype,
         "device": device,
         "engine": engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import time
@@ -9,10 +10,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import unknown, whole
+from marginflow.cli._seeds import print_seeds, run_with_options, take_seeds, way_back
 from marginflow.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from marginflow.runs import Run
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "data": str,
@@ -26,6 +31,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "momentum": (int, float),
     "derivative": str,
     "seed": int,
+    "seeds": (int, str),
     "dtype": str,
     "device": str,
     "engine": str,
@@ -56,10 +62,14 @@ def run_training(
     """Train as ``given`` (the options named on the command line) and ``config`` say."""
     options = {**_read_config(config), **given}
     schedule = None
+    seeds = take_seeds(options)
     if resume:
         if "out" not in options:
             raise InputError("--resume needs --out RUN, the run directory to continue")
-        stored = stored_options(Path(options["out"]), "train", _STORED, _ADDED)
+        where = run_with_options(Path(options["out"]), seeds)
+        stored = stored_options(where, "train", _STORED, _ADDED)
+        if seeds is not None:
+            stored.pop("seed")
         measure, schedule = stored.pop("measure"), stored.pop("schedule")
         keep_weights = stored.pop("keep_weights")
         options = {**stored, **options}
@@ -78,9 +88,10 @@ def run_training(
     options.setdefault("dtype", "float32")
     if "out" not in options:
         options["out"] = free_name(data.name, options.get("attack", "none"))
+    train = _train_one if seeds is None else functools.partial(mf.train_seeds, seeds=seeds)
     started = time.monotonic()
     try:
-        run = mf.train(
+        runs = train(
             options.pop("model"),
             data,
             **options,
@@ -92,14 +103,15 @@ def run_training(
             progress=progress,
         )
     except KeyboardInterrupt:
-        if (Path(options["out"]) / "run.json").exists():
-            print(
-                f"\na checkpoint is written; continue with: marginflow train --resume "
-                f"--out {options['out']}",
-                file=sys.stderr,
-            )
+        advice = way_back(Path(options["out"]), seeds)
+        if advice is not None:
+            print(f"\n{advice}", file=sys.stderr)
         raise
     seconds = time.monotonic() - started
+    if seeds is not None:
+        print_seeds(runs, Path(options["out"]), seconds)
+        return
+    (run,) = runs
     print(f"{run.config['epochs']} epochs in {seconds:.1f} s; the run is in {run.path}")
     effect = run.config.get("perturbation_effect")
     if effect is not None:
@@ -115,6 +127,12 @@ def run_training(
 
         print_runs([run])
         print(f"next: marginflow report {run.path}")
+
+
+def _train_one(*given: Any, **options: Any) -> list[Run]:
+    from marginflow.workflow import train
+
+    return [train(*given, **options)]
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:

@@ -8,6 +8,12 @@ from marginflow.engine._fused import FusedEngine, PerturbationPrecision
 from marginflow.engine._outputs import AttackedOutputs
 from marginflow.engine._perturber import Perturber
 from marginflow.engine._products import Products, choose_products, multiplying
+from marginflow.engine._stacked import (
+    StackedEngine,
+    StackPlace,
+    stacking_gains,
+    stacking_refusal,
+)
 
 __all__ = [
     "AttackedOutputs",
@@ -20,8 +26,12 @@ __all__ = [
     "PerturbationPrecision",
     "Perturber",
     "Products",
+    "StackPlace",
+    "StackedEngine",
     "auto_engine",
     "build",
     "choose_products",
     "multiplying",
+    "stacking_gains",
+    "stacking_refusal",
 ]

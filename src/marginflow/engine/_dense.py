@@ -52,14 +52,18 @@ class DenseNetwork:
     Every product goes into a buffer that is used again for the next batch of the same size, so
     what a method returns is valid until the next call. Nothing here is differentiable.
 
+    Networks of one shape may be stacked (:meth:`stacked`): then every tensor has an axis for the
+    network in front, columns are (S, D, n), and one batched product does the work of S.
+
     Args:
-        weights: W_k, each (fan-out, fan-in).
+        weights: W_k, each (fan-out, fan-in), or (S, fan-out, fan-in).
         activations: σ after each layer but the last.
     """
 
     def __init__(self, weights: Sequence[Tensor], activations: Sequence[Activation]) -> None:
         self.weights = tuple(weights)
         self.activations = tuple(activations)
+        self._product = torch.mm if self.weights[0].ndim == 2 else torch.bmm
         self._buffers: dict[int, _Buffers] = {}
 
     @classmethod
@@ -112,7 +116,27 @@ class DenseNetwork:
     @property
     def classes(self) -> int:
         """C, the number of outputs."""
-        return self.weights[-1].shape[0]
+        return self.weights[-1].shape[-2]
+
+    @classmethod
+    def stacked(cls, networks: Sequence[DenseNetwork]) -> DenseNetwork:
+        """Networks of one shape as one: their weights become views of its own.
+
+        Args:
+            networks: made by :meth:`of`, of equal shapes and activations.
+        """
+        stacks = []
+        for same in zip(*(network.weights for network in networks), strict=True):
+            stack = torch.stack([w.detach() for w in same])
+            for w, own in zip(same, stack.unbind(), strict=True):
+                w.data = own
+            stacks.append(stack)
+        return cls(stacks, networks[0].activations)
+
+    def release(self) -> None:
+        """Give weights that are views of a stack memory of their own again."""
+        for w in self.weights:
+            w.data = w.detach().clone()
 
     def in_precision(self, dtype: torch.dtype) -> DenseNetwork:
         """A copy of the weights in another precision, kept up to date by :meth:`follow`."""
@@ -128,21 +152,26 @@ class DenseNetwork:
 
     @torch.no_grad()
     def columns(self, x: Tensor) -> Tensor:
-        """Examples (n, …) as columns (D, n), in a buffer."""
-        rows = x.reshape(x.shape[0], -1)
-        kept = self._of_size(rows.shape[0]).spare
+        """Examples (n, …) as columns (D, n), in a buffer; (S, n, …) or (S · n, …) of a stack."""
+        rows = self.rows(x)
+        kept = self._of_size(rows.shape[-2]).spare
         if "columns" not in kept or kept["columns"].dtype != x.dtype:
-            kept["columns"] = x.new_empty(rows.shape[1], rows.shape[0])
+            kept["columns"] = x.new_empty(rows.mT.shape)
         return kept["columns"].copy_(rows.mT)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Examples (n, …) as (n, D); (S, n, …) or (S · n, …) of a stack as (S, n, D)."""
+        first = self.weights[0].shape
+        return x.reshape(*first[:-2], -1, first[-1])
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """The outputs at x: (D, n) ↦ (C, n). What :meth:`backward` needs of the way is kept."""
-        buffers = self._of_size(x.shape[1])
+        buffers = self._of_size(x.shape[-1])
         h = x
         for k, weight in enumerate(self.weights):
             out = buffers.hidden[k]
-            torch.mm(weight, h, out=out)
+            self._product(weight, h, out=out)
             if k < len(self.activations):
                 _activate(self.activations[k], out, buffers.rectified.get(k))
             h = out
@@ -156,11 +185,11 @@ class DenseNetwork:
             x: the batch of the last forward pass, (D, n).
             seeds: (C, n).
         """
-        buffers = self._of_size(x.shape[1])
+        buffers = self._of_size(x.shape[-1])
         buffers.slopes[-1].copy_(seeds)
         for k in range(len(self.weights) - 1, 0, -1):
             below = buffers.slopes[k - 1]
-            torch.mm(self.weights[k].mT, buffers.slopes[k], out=below)
+            self._product(self.weights[k].mT, buffers.slopes[k], out=below)
             _differentiate(
                 self.activations[k - 1], below, buffers.hidden[k - 1], buffers.rectified.get(k - 1)
             )
@@ -168,8 +197,8 @@ class DenseNetwork:
     @torch.no_grad()
     def input_gradient(self, x: Tensor) -> Tensor:
         """``∂/∂x`` of the last :meth:`backward`, (D, n)."""
-        buffers = self._of_size(x.shape[1])
-        return torch.mm(self.weights[0].mT, buffers.slopes[0], out=buffers.input_slope)
+        buffers = self._of_size(x.shape[-1])
+        return self._product(self.weights[0].mT, buffers.slopes[0], out=buffers.input_slope)
 
     @torch.no_grad()
     def gradients(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -186,17 +215,20 @@ class DenseNetwork:
     def descend(self, x: Tensor, rate: float) -> None:
         """``W_k ← W_k − rate ∂/∂W_k`` of the last :meth:`backward`, without forming the gradient."""
         for weight, (d, h) in zip(self.weights, self._factors(x), strict=True):
-            weight.addmm_(d, h.mT, alpha=-rate)
+            if weight.ndim == 2:
+                weight.addmm_(d, h.mT, alpha=-rate)
+            else:
+                weight.baddbmm_(d, h.mT, alpha=-rate)
 
     def spare(self, x: Tensor, name: str) -> Tensor:
         """A buffer of the shape (D, n) and type of x under a name of the caller's."""
-        kept = self._of_size(x.shape[1]).spare
+        kept = self._of_size(x.shape[-1]).spare
         if name not in kept or kept[name].dtype != x.dtype:
             kept[name] = torch.empty_like(x)
         return kept[name]
 
     def _factors(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        buffers = self._of_size(x.shape[1])
+        buffers = self._of_size(x.shape[-1])
         return list(zip(buffers.slopes, [x, *buffers.hidden[:-1]], strict=True))
 
     def _of_size(self, n: int) -> _Buffers:
@@ -211,7 +243,7 @@ class DenseNetwork:
         # which are small and of many sizes. More are passing by.
         if len(self._buffers) > 3 and sum(self._buffers) + n > _ROWS:
             self._buffers.clear()
-        hidden = [like.new_empty(w.shape[0], n) for w in self.weights]
+        hidden = [like.new_empty(*w.shape[:-1], n) for w in self.weights]
         found = _Buffers(
             hidden,
             {
@@ -220,7 +252,7 @@ class DenseNetwork:
                 if a.name == "squared-relu"
             },
             [torch.empty_like(h) for h in hidden],
-            like.new_empty(like.shape[1], n),
+            like.new_empty(*like.shape[:-2], like.shape[-1], n),
         )
         self._buffers[n] = found
         return found

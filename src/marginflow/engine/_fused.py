@@ -112,7 +112,7 @@ class FusedEngine(Engine):
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
             outputs = self.network.forward(z).mT
-            loss, margins, seeds = self._slopes(outputs, y, log_reference, count)
+            loss, margins, seeds = loss_slopes(self.loss, outputs, y, log_reference, count)
             self.network.backward(z, seeds.mT)
             return LossGradient(loss, self.network.gradients(z), margins, outputs)
 
@@ -145,7 +145,7 @@ class FusedEngine(Engine):
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
             outputs = self.network.forward(z).mT
-            loss, margins, seeds = self._slopes(outputs, y, None, count)
+            loss, margins, seeds = loss_slopes(self.loss, outputs, y, None, count)
             if accept(loss):
                 self.network.backward(z, seeds.mT)
                 self.network.descend(z, rate)
@@ -234,28 +234,42 @@ class FusedEngine(Engine):
             self.seen.follow(self.network)
         return self._perturber(x, y, generator)[0]
 
-    def _slopes(
-        self, outputs: Tensor, y: Tensor, log_reference: float | None, count: int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """L, the margins and ``∂L/∂f`` (of ``L/e^r`` given r), (n, C)."""
-        count = len(y) if count is None else count
-        margins = margins_of(outputs, y, checked=True)
-        if outputs.shape[1] == 1:
-            slopes = self.loss.log_slopes(margins)
-            if log_reference is not None:
-                slopes = slopes - log_reference
-            seeds = (slopes.exp_() * y).mul_(-1 / count).unsqueeze(1)
-            return self.loss.values(margins).sum() / count, margins, seeds
-        with torch.enable_grad():
-            f = outputs.detach().clone().requires_grad_()
-            scores = self.loss.scores(f, y)
-            loss = self.loss.values(scores).sum() / count
-            objective = loss
-            if log_reference is not None:
-                slopes = torch.exp(self.loss.log_slopes(scores.detach()) - log_reference)
-                objective = -(slopes * scores).sum() / count
-            (seeds,) = torch.autograd.grad(objective, f)
-        return loss.detach(), margins, seeds
+
+def loss_slopes(
+    loss: Loss,
+    outputs: Tensor,
+    y: Tensor,
+    log_reference: float | None = None,
+    count: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L, the margins and ``∂L/∂f`` (of ``L/e^r`` given r), (n, C).
+
+    Args:
+        loss: the loss ℓ.
+        outputs: (n, C), or (S, n, C) of stacked networks: then L is (S,).
+        y: labels that fit, (n,) or (S, n).
+        log_reference: r.
+        count: the n of ``1/n``, by default the number of examples.
+    """
+    count = y.shape[-1] if count is None else count
+    labels = y.flatten()
+    margins = margins_of(outputs.flatten(0, -2), labels, checked=True).view(y.shape)
+    if outputs.shape[-1] == 1:
+        slopes = loss.log_slopes(margins)
+        if log_reference is not None:
+            slopes = slopes - log_reference
+        seeds = (slopes.exp_() * y).mul_(-1 / count).unsqueeze(-1)
+        return loss.values(margins).sum(-1) / count, margins, seeds
+    with torch.enable_grad():
+        f = outputs.detach().clone().requires_grad_()
+        scores = loss.scores(f.flatten(0, -2), labels).view(y.shape)
+        value = loss.values(scores).sum(-1) / count
+        objective = value.sum()
+        if log_reference is not None:
+            slopes = torch.exp(loss.log_slopes(scores.detach()) - log_reference)
+            objective = -(slopes * scores).sum() / count
+        (seeds,) = torch.autograd.grad(objective, f)
+    return value.detach(), margins, seeds
 
 
 def refusal(

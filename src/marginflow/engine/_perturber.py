@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from marginflow.attacks import FGM, FGSM, PGD, Attack, FiniteSet, Query
 from marginflow.engine._dense import DenseNetwork
+from marginflow.errors import InputError
 from marginflow.losses import get_loss, margins_of
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""The source of random starts, or one for each of stacked networks."""
 
 
 class DenseQuery(Query):
@@ -25,7 +30,7 @@ class DenseQuery(Query):
 
     def outputs(self, z: Tensor) -> Tensor:
         """Outputs at the inputs z, (n, C), a tensor of their own."""
-        return self.network.forward(self._columns(z)).mT.to(z.dtype, copy=True)
+        return self.network.forward(self._columns(z)).mT.to(z.dtype, copy=True).flatten(0, -2)
 
     def gradient(self, z: Tensor) -> Tensor:
         """``∇_z`` of the margin, or of −loss; shape of z."""
@@ -44,7 +49,7 @@ class Perturber:
 
     ℓ∞ gradient attacks on the margin run in place in three passes over the batch a step;
     FGM, ℓ2-PGD, finite sets and the loss as objective go through the attack's own code with
-    explicit gradients.
+    explicit gradients. For stacked networks x is (S, n, …) and y (S, n).
 
     Args:
         network: whose input gradients are taken, in any precision.
@@ -69,14 +74,14 @@ class Perturber:
         return sign and type(attack) is not FiniteSet
 
     def __call__(
-        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None, *, dead: bool = False
+        self, x: Tensor, y: Tensor, generator: Generators | None = None, *, dead: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """The perturbed inputs as columns, (D, n), and the dead inputs.
 
         Args:
             x: examples, (n, …), inside the attack's bounds.
             y: labels that fit.
-            generator: serves a random start.
+            generator: serves a random start; one for each of stacked networks (ℓ∞ only).
             dead: whether to find the examples without an input gradient, (n,) bool.
 
         Returns:
@@ -86,6 +91,10 @@ class Perturber:
         self.clean = None
         if self.in_place(attack):
             return self._by_signs(x, y, generator, dead=dead)
+        if isinstance(generator, Sequence):
+            raise InputError("generator: expected one, got one for each network of a stack")
+        if self.network.weights[0].ndim > 2:
+            x, y = x.flatten(0, 1), y.flatten()
         query = DenseQuery(self.network, x, y, attack.objective)
         with torch.no_grad():
             found = attack.answer(query, generator)
@@ -93,14 +102,17 @@ class Perturber:
 
     @torch.no_grad()
     def _by_signs(
-        self, x: Tensor, y: Tensor, generator: torch.Generator | None, *, dead: bool
+        self, x: Tensor, y: Tensor, generator: Generators | None, *, dead: bool
     ) -> tuple[Tensor, Tensor | None]:
         attack, network = self.attack, self.network
         steps, length = 1, attack.eps
         start: Tensor | None = None
         if isinstance(attack, PGD):
             steps, length = attack.steps, attack.step_size
-            if attack.random_start:
+            if attack.random_start and isinstance(generator, Sequence):
+                drawn = zip(x, generator, strict=True)
+                start = torch.stack([own + attack.start(own, source) for own, source in drawn])
+            elif attack.random_start and not isinstance(generator, Sequence):
                 start = x + attack.start(x, generator)
         z = columns = network.columns(x)
         low, high = attack.bounds if attack.bounds is not None else (-math.inf, math.inf)
@@ -114,20 +126,20 @@ class Perturber:
                 least.clamp_(min=low)
                 most.clamp_(max=high)
         if start is not None:
-            z = perturbed.copy_(start.reshape(len(x), -1).mT)
+            z = perturbed.copy_(network.rows(start).mT)
         seeds: Tensor | None = None
-        still = torch.ones(x.shape[0], dtype=torch.bool, device=x.device) if dead else None
+        still = torch.ones(y.shape, dtype=torch.bool, device=x.device) if dead else None
         for _ in range(steps):
             seen = z.to(network.weights[0].dtype)
             outputs = network.forward(seen)
             if z is columns and seen is z:
                 self.clean = outputs.clone()
-            if seeds is None or len(outputs) > 1:
+            if seeds is None or network.classes > 1:
                 seeds = _seeds(outputs, y, "margin")
             network.backward(seen, seeds)
             signs = network.input_gradient(seen).sign_()
             if still is not None:
-                still &= ~signs.any(dim=0)
+                still &= ~signs.any(dim=-2)
             torch.add(z, signs, alpha=-length, out=perturbed)
             if least is not None:
                 torch.clamp(perturbed, least, most, out=perturbed)
@@ -138,17 +150,17 @@ class Perturber:
 
 
 def _seeds(outputs: Tensor, y: Tensor, objective: str) -> Tensor:
-    """``∂/∂f`` of Σ_i m_i (or of −Σ_i ℓ_i), (C, n), in the precision of the outputs."""
-    if len(outputs) == 1 and objective == "margin":
-        return y.to(outputs.dtype).unsqueeze(0)
+    """``∂/∂f`` of Σ_i m_i (or of −Σ_i ℓ_i), (…, C, n), in the precision of the outputs."""
+    if outputs.shape[-2] == 1 and objective == "margin":
+        return y.to(outputs.dtype).reshape(outputs.shape)
     # Several outputs: the runner-up and its ties as autograd has them, on n · C numbers only.
     with torch.enable_grad():
         f = outputs.detach().float() if outputs.dtype == torch.bfloat16 else outputs.detach()
-        f = f.mT.clone().requires_grad_()
+        f, y = f.mT.flatten(0, -2).clone().requires_grad_(), y.flatten()
         if objective == "margin":
             value = margins_of(f, y, checked=True)
         else:
             loss = get_loss("logistic" if f.shape[1] == 1 else "cross-entropy")
             value = -loss.values(loss.scores(f, y))
         (seeds,) = torch.autograd.grad(value.sum(), f)
-    return seeds.mT.to(outputs.dtype)
+    return seeds.reshape(outputs.mT.shape).mT.to(outputs.dtype)

@@ -195,13 +195,14 @@ class RunDirectory:
             )
         return dict(config)
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one measurement.
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Append measurements, one line each.
 
         Raises:
             StorageError: the file system refuses.
         """
-        append_durably(self.metrics_path, json.dumps(record, ensure_ascii=False))
+        lines = (json.dumps(record, ensure_ascii=False) for record in records)
+        append_durably(self.metrics_path, "\n".join(lines))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole measurements; a line that a crash cut short at the end is left out.

@@ -60,16 +60,16 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def append_durably(path: Path, line: str) -> None:
-    """Append one line and fsync it.
+def append_durably(path: Path, lines: str) -> None:
+    """Append one line, or several with newlines between, and fsync.
 
     Raises:
-        StorageError: the disk is full or read-only; a line written in part is cut off again.
+        StorageError: the disk is full or read-only; what was written in part is cut off again.
     """
     with storing(path), open(path, "ab") as file:
         end = file.tell()
         try:
-            file.write(line.encode() + b"\n")
+            file.write(lines.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         except OSError:

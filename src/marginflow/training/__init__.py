@@ -5,6 +5,7 @@ from marginflow.training._gauges import BalanceDrift, Descent, Gauge, NormGrowth
 from marginflow.training._rates import Constant, Lemma2, LossBased, Rate, build_rate
 from marginflow.training._schedule import log_spaced
 from marginflow.training._shrinking import Shrinking
+from marginflow.training._side_by_side import SideBySide, side_by_side_refusal
 from marginflow.training._smoothness import printed_smoothness, smoothness
 from marginflow.training._trainer import Trainer, TrainingState, deferred_interrupt
 
@@ -19,11 +20,13 @@ __all__ = [
     "NormGrowth",
     "Rate",
     "Shrinking",
+    "SideBySide",
     "Trainer",
     "TrainingState",
     "build_rate",
     "deferred_interrupt",
     "log_spaced",
     "printed_smoothness",
+    "side_by_side_refusal",
     "smoothness",
 ]

@@ -119,9 +119,9 @@ class NormGrowth(Gauge):
 
     def on_step(self, trainer: Trainer) -> None:
         """Add the step's η² terms."""
-        for k, g in zip(self._place, trainer.gradients, strict=True):
+        for k, square in zip(self._place, trainer.gradient_squares(), strict=True):
             if k is not None:
-                self._sums[k] += trainer.learning_rate**2 * float(g.detach().square().sum())
+                self._sums[k] += trainer.learning_rate**2 * square
 
     def read(self) -> dict[str, float]:
         """The relative drift since the start."""
@@ -171,8 +171,7 @@ class Descent(Gauge):
             before, decrease = self._last
             self._rise = max(self._rise, (loss - before) / before)
             self._excess = max(self._excess, (loss - before + decrease) / before)
-        square = sum(float(g.double().square().sum()) for g in trainer.gradients)
-        self._last = (loss, trainer.learning_rate / 2 * square)
+        self._last = (loss, trainer.learning_rate / 2 * sum(trainer.gradient_squares()))
 
     def read(self) -> dict[str, float]:
         """The largest excess and rise so far."""

@@ -18,7 +18,7 @@ from torch.optim.sgd import sgd
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
-from marginflow.engine import Engine, LossGradient
+from marginflow.engine import Engine, LossGradient, StackPlace
 from marginflow.errors import DivergedError, InputError
 from marginflow.models import load_weights
 from marginflow.training._callback import Callback
@@ -92,6 +92,9 @@ class Trainer:
         self.learning_rate = math.nan
         """η of the last step."""
         self._gradients: tuple[Tensor, ...] | None = ()
+        self._squares: list[float] | None = None
+        self.stand: StackPlace | None = None
+        """Where the steps are taken, if they are those of several networks at once."""
         self.step_loss = math.nan
         """L of the last step's batch, before the step."""
         self.log_time = -math.inf
@@ -105,7 +108,8 @@ class Trainer:
             raise InputError(f"momentum: expected a number below 1, got {momentum!r}")
         self.seed = whole("seed", seed, least=0)
         self.callbacks = tuple(callbacks)
-        self._velocities: list[Tensor | None] = [None] * len(engine.parameters)
+        self.velocities: list[Tensor | None] = [None] * len(engine.parameters)
+        """What momentum keeps, one per trainable parameter; None before the first step."""
         self.epoch = 0
         self.step = 0
         self._batch = 0
@@ -115,7 +119,8 @@ class Trainer:
         """Mean training loss over the last completed epoch, at the weights of each step."""
         self.epoch_accuracy = math.nan
         """Share of training examples with a positive adversarial margin in the last epoch."""
-        self._stopping = False
+        self.stopping = False
+        """Whether :meth:`stop` was called."""
         self._global_state: Tensor | None = None
         self._undo: dict[str, Tensor] = {}
         self._undo_time = -math.inf
@@ -142,8 +147,17 @@ class Trainer:
         For callbacks, in ``on_step``: a step in place forms them only if they are asked for.
         """
         if self._gradients is None:
-            self._gradients = self.engine.last_gradients()
+            self._gradients = (self.stand or self.engine).last_gradients()
         return self._gradients
+
+    def gradient_squares(self) -> list[float]:
+        """``‖G_k‖²`` of each of :attr:`gradients`, in float64."""
+        if self._squares is None:
+            if self._gradients is None and self.stand is not None:
+                self._squares = self.stand.last_squares()
+            else:
+                self._squares = [float(g.double().square().sum()) for g in self.gradients]
+        return self._squares
 
     @property
     def batch(self) -> int:
@@ -182,12 +196,12 @@ class Trainer:
 
     def stop(self) -> None:
         """End as Ctrl-C does: after the running step, once the callbacks are told, by KeyboardInterrupt."""
-        self._stopping = True
+        self.stopping = True
 
     def state(self) -> TrainingState:
         """A copy of the present state, for a checkpoint."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, velocity in enumerate(self._velocities):
+        for index, velocity in enumerate(self.velocities):
             if velocity is not None:
                 tensors[f"momentum.{index}"] = velocity
         tensors |= {f"undo.{name}": value for name, value in self._undo.items()}
@@ -226,21 +240,21 @@ class Trainer:
         for index, parameter in enumerate(self.engine.parameters):
             velocity = state.tensors.get(f"momentum.{index}")
             if velocity is not None:
-                self._velocities[index] = velocity.to(parameter).clone()
+                self.velocities[index] = velocity.to(parameter).clone()
         self._global_state = state.tensors["random.global"].clone()
         self.epoch, self.step, self._batch = state.epoch, state.step, state.batch
         self._loss_sum, self._correct = state.loss_sum, state.correct
 
     def log_loss(self) -> float:
         """``ln L`` of the whole training set at the present weights, under the attack."""
-        return self.engine.log_loss(self.data.x, self.data.y, self._generator())
+        return self.engine.log_loss(self.data.x, self.data.y, self.generator())
 
     def examination_generator(self) -> torch.Generator | None:
         """The source of the random starts of an examination before the next epoch, if there are any."""
         return self._source("examination", self.epoch)
 
     def _run_epoch(self, interrupted: threading.Event) -> None:
-        order = self._order()
+        order = self.order()
         parts = self._parts(order)
         if self.rate.undoes and self._batch == 0:
             self._undo = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
@@ -256,24 +270,31 @@ class Trainer:
             if not self._take_step(part):
                 self._loss_sum = math.inf
                 break
-            self._batch = batch + 1
             if self._batch < self.steps_per_epoch:
                 self._tell("on_step")
                 self._stop_if(interrupted)
-        self.epoch_loss = self._loss_sum / self.data.n
-        self.epoch_accuracy = self._correct / self.data.n
+        self.average()
         if self.rate.undoes and not self.rate.accept_epoch(self):
             load_weights(self.model, self._undo)
             self.log_time = self._undo_time
         self._undo = {}
-        self.epoch += 1
-        if self.shrinking is not None:
-            self.shrinking.end_epoch(self)
-        self._batch, self._loss_sum, self._correct = 0, 0.0, 0
+        self.turn_over()
         self._tell("on_step")
         self._tell("on_epoch")
         if self.epoch < self.epochs:
             self._stop_if(interrupted)
+
+    def average(self) -> None:
+        """The means over the epoch that is done."""
+        self.epoch_loss = self._loss_sum / self.data.n
+        self.epoch_accuracy = self._correct / self.data.n
+
+    def turn_over(self) -> None:
+        """Begin to count the next epoch."""
+        self.epoch += 1
+        if self.shrinking is not None:
+            self.shrinking.end_epoch(self)
+        self._batch, self._loss_sum, self._correct = 0, 0.0, 0
 
     def _take_step(self, part: Part) -> bool:
         """One update; False where the loss overflows in an epoch that can still be undone."""
@@ -286,27 +307,50 @@ class Trainer:
         if len(y) == 0:
             result = self._nothing()
         elif in_place:
-            result = self.engine.descend(x, y, self.learning_rate, self._generator(), **count)
+            result = self.engine.descend(x, y, self.learning_rate, self.generator(), **count)
         else:
-            result = self.engine(x, y, self._generator(), reference, **count)
+            result = self.engine(x, y, self.generator(), reference, **count)
         loss = float(result.loss) + part.loss / size
         if not math.isfinite(loss):
             if self.rate.undoes and self._batch > 0:
                 return False
-            raise self._diverged(result)
-        self._gradients = None if in_place and len(y) else result.gradients
+            raise self.divergence(result)
         if not in_place:
             self.learning_rate = self.rate.rate(self)
             self._descend(result.gradients)
+        log_step = math.log(self.learning_rate) - (reference or 0.0)
+        log_time = float(np.logaddexp(self.log_time, log_step))
+        # Those left out had positive scores.
+        correct = int((result.margins > 0).sum()) + size - len(y)
+        gradients = None if in_place and len(y) else result.gradients
+        self.note(loss, log_time, size, correct, gradients)
+        return True
+
+    def note(
+        self,
+        loss: float,
+        log_time: float,
+        count: int,
+        correct: int,
+        gradients: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        """Count a step that was taken.
+
+        Args:
+            loss: L of its batch before it.
+            log_time: ``ln t`` after it.
+            count: examples in the batch.
+            correct: those of them with a positive margin.
+            gradients: None where the engine gives them when asked.
+        """
         self.step += 1
+        self._batch += 1
+        self._gradients, self._squares = gradients, None
         self.rate.after_step(self)
         self.step_loss = loss
-        log_step = math.log(self.learning_rate) - (reference or 0.0)
-        self.log_time = float(np.logaddexp(self.log_time, log_step))
-        self._loss_sum += loss * size
-        # Those left out had positive scores.
-        self._correct += int((result.margins > 0).sum()) + size - len(y)
-        return True
+        self.log_time = log_time
+        self._loss_sum += loss * count
+        self._correct += correct
 
     @property
     def _in_place(self) -> bool:
@@ -322,7 +366,7 @@ class Trainer:
             sgd(
                 list(self.engine.parameters),
                 list(gradients),
-                self._velocities,
+                self.velocities,
                 lr=self.learning_rate,
                 momentum=self.momentum,
                 dampening=0.0,
@@ -346,7 +390,7 @@ class Trainer:
         empty = self._zeros[0].new_empty(0)
         return LossGradient(empty.sum(), self._zeros, empty, empty)
 
-    def _generator(self) -> torch.Generator | None:
+    def generator(self) -> torch.Generator | None:
         """The source of the next step's random start, if the attack has one."""
         return self._source("attack", self.step)
 
@@ -355,7 +399,8 @@ class Trainer:
             return None
         return torch.Generator().manual_seed(_seed(self.seed, stream, index))
 
-    def _order(self) -> Tensor | None:
+    def order(self) -> Tensor | None:
+        """The order of the examples in the running epoch; None where a batch is all of them."""
         if self.batch_size == self.data.n:
             return None
         generator = torch.Generator().manual_seed(_seed(self.seed, "order", self.epoch))
@@ -366,11 +411,12 @@ class Trainer:
             getattr(callback, event)(self)
 
     def _stop_if(self, interrupted: threading.Event) -> None:
-        if interrupted.is_set() or self._stopping:
+        if interrupted.is_set() or self.stopping:
             self._tell("on_interrupt")
             raise KeyboardInterrupt
 
-    def _diverged(self, result: LossGradient) -> DivergedError:
+    def divergence(self, result: LossGradient) -> DivergedError:
+        """The error that says why the next step cannot be taken."""
         step, epoch = self.step + 1, self.epoch + 1
         broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:

@@ -2,6 +2,7 @@
 
 from marginflow.workflow._flow import gradient_flow
 from marginflow.workflow._flow_result import Flow
+from marginflow.workflow._seeds import train_seeds
 from marginflow.workflow._train import train
 
-__all__ = ["Flow", "gradient_flow", "train"]
+__all__ = ["Flow", "gradient_flow", "train", "train_seeds"]

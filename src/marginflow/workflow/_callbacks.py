@@ -79,30 +79,66 @@ class KeepingWeights(Callback):
             self.directory.save_weights(trainer.step, weights)
 
 
+class Pace:
+    """When checkpoints are due. Trainings in step share one, so that a crash leaves them at one step.
+
+    Args:
+        apart: seconds between two checkpoints of measurements, at least: what a crash may cost.
+    """
+
+    def __init__(self, apart: float = 0.0) -> None:
+        self.apart = apart
+        self.saved = time.monotonic()
+        self.step = -1
+
+    def due(self, step: int, *, measured: bool) -> bool:
+        """Whether to save at ``step``: after a measurement, or as it is time."""
+        now = time.monotonic()
+        if step != self.step and now - self.saved >= (
+            self.apart if measured else _CHECKPOINT_SECONDS
+        ):
+            self.step, self.saved = step, now
+        return step == self.step
+
+
 class Recording(Callback):
     """Writes new measurements and checkpoints into the run directory.
 
     A measurement is on disk before the checkpoint that follows it, so whatever a
     checkpoint vouches for is there. Checkpoints are taken at every measurement, every
     half minute, on an interrupt and at the end; when they are taken changes no number.
+
+    Args:
+        directory: the run.
+        monitor: what measures, or None.
+        elapsed: seconds that earlier processes spent on the run.
+        pace: when checkpoints are due, by default at every measurement. Measurements are
+            written with the checkpoint that vouches for them.
     """
 
-    def __init__(self, directory: RunDirectory, monitor: Monitor | None, elapsed: float) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        monitor: Monitor | None,
+        elapsed: float,
+        *,
+        pace: Pace | None = None,
+    ) -> None:
         self.directory = directory
+        self.pace = Pace() if pace is None else pace
         self.monitor = monitor
         self.written = 0 if monitor is None else len(monitor.records)
         self.started = time.monotonic() - elapsed
-        self.saved = time.monotonic()
 
     def on_start(self, trainer: Trainer) -> None:
         """Record the first measurement; a fresh run gets a checkpoint of its initial weights."""
-        self._write()
+        self.write()
         if trainer.step == 0:
             self.checkpoint(trainer)
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Record what was measured; checkpoint if there was anything or it is time."""
-        if self._write() or time.monotonic() - self.saved > _CHECKPOINT_SECONDS:
+        if self.pace.due(trainer.step, measured=bool(self._unwritten())):
             self.checkpoint(trainer)
 
     def on_interrupt(self, trainer: Trainer) -> None:
@@ -114,7 +150,8 @@ class Recording(Callback):
         self.checkpoint(trainer)
 
     def checkpoint(self, trainer: Trainer) -> None:
-        """Save the trainer's state, if its weights are finite."""
+        """Write what was measured, and save the trainer's state if its weights are finite."""
+        self.write()
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
             return
         state = trainer.state()
@@ -122,17 +159,16 @@ class Recording(Callback):
         tensors = numbers.pop("tensors")
         elapsed = {"elapsed_seconds": time.monotonic() - self.started}
         self.directory.save_checkpoint(tensors, numbers | elapsed)
-        self.saved = time.monotonic()
 
-    def _write(self) -> bool:
-        """Append the measurements that are not on disk yet; whether there were any."""
-        if self.monitor is None:
-            return False
-        new = self.monitor.records[self.written :]
-        for record in new:
-            self.directory.append_metrics(record)
+    def write(self) -> None:
+        """Append the measurements that are not on disk yet."""
+        new = self._unwritten()
+        if new:
+            self.directory.append_metrics(*new)
         self.written += len(new)
-        return bool(new)
+
+    def _unwritten(self) -> list[dict[str, Any]]:
+        return [] if self.monitor is None else self.monitor.records[self.written :]
 
 
 class ProgressBar(Callback):

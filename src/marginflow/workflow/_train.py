@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -16,12 +14,12 @@ from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
 from marginflow.engine import Engine, EngineName, PerturbationPrecision, Products
 from marginflow.engine import build as build_engine
-from marginflow.errors import DivergedError, InputError, ModelError, RunError
+from marginflow.errors import InputError, ModelError
 from marginflow.homogeneity import measure_homogeneity
 from marginflow.losses import Loss
 from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
-from marginflow.runs import Checkpoint, Run, RunDirectory
+from marginflow.runs import Run, RunDirectory
 from marginflow.training import (
     BalanceDrift,
     Callback,
@@ -31,12 +29,11 @@ from marginflow.training import (
     Rate,
     Shrinking,
     Trainer,
-    TrainingState,
     log_spaced,
 )
-from marginflow.workflow._callbacks import KeepingWeights, Measuring, ProgressBar, Recording
-from marginflow.workflow._precision import perturbation_effect
-from marginflow.workflow._setup import Setup, open_directory, prepare
+from marginflow.workflow._callbacks import Measuring
+from marginflow.workflow._setup import Setup, prepare
+from marginflow.workflow._train_job import TrainingJob
 
 _KEPT_WEIGHTS = 20_000
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -121,6 +118,61 @@ def train(
         DivergedError: NaN or infinity; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
+    job = plan_training(
+        model,
+        data,
+        attack=attack,
+        loss=loss,
+        lr=lr,
+        batch_size=batch_size,
+        epochs=epochs,
+        momentum=momentum,
+        derivative=derivative,
+        measure=measure,
+        measure_with=measure_with,
+        schedule=schedule,
+        keep_weights=keep_weights,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        engine=engine,
+        perturbation_precision=perturbation_precision,
+        shrink=shrink,
+        out=out,
+        resume=resume,
+        force=force,
+        callbacks=callbacks,
+    )
+    return job.run(out, resume=resume, force=force, progress=progress)
+
+
+def plan_training(
+    model: nn.Module | str,
+    data: Dataset | tuple[Tensor, Tensor] | str,
+    *,
+    attack: Attack | str | None,
+    loss: str | Loss | None,
+    lr: float | str | Rate,
+    batch_size: int | None,
+    epochs: int,
+    momentum: float,
+    derivative: Derivative,
+    measure: bool,
+    measure_with: Attack | str | None,
+    schedule: Collection[int] | None,
+    keep_weights: bool | None,
+    seed: int,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str,
+    engine: EngineName,
+    perturbation_precision: PerturbationPrecision | None,
+    shrink: bool,
+    out: str | os.PathLike[str] | None,
+    resume: bool,
+    force: bool,
+    callbacks: Sequence[Callback],
+) -> TrainingJob:
+    """What :func:`train` does before anything is written; arguments and errors are its own."""
     setup = prepare(
         model,
         data,
@@ -190,65 +242,7 @@ def train(
         planned = log_spaced(trainer.epochs) if schedule is None else schedule
         user += [*gauges, Measuring(monitor, planned, trainer.epochs, gauges)]
     trainer.callbacks = tuple(user)
-
-    directory, keeping = None, None
-    try:
-        elapsed = 0.0
-        if out is not None:
-            directory, elapsed = open_directory(
-                out,
-                config,
-                free=("epochs",),
-                restore=functools.partial(_restore, trainer),
-                monitor=monitor,
-                resume=resume,
-                force=force,
-            )
-        if monitor is not None and keep_weights:
-            keeping = KeepingWeights(monitor, directory)
-            user.append(keeping)
-        if directory is not None:
-            user.append(Recording(directory, monitor, elapsed))
-        bar = ProgressBar(monitor) if progress else None
-        trainer.callbacks = (*user, bar) if bar else tuple(user)
-        finished = resume and trainer.epoch >= trainer.epochs
-        try:
-            if not finished:
-                trainer.run()
-        except DivergedError as error:
-            raise _with_advice(error, directory) from None
-        finally:
-            if bar is not None:
-                bar.stop()
-        if directory is not None:
-            config = directory.read_config()
-        effect = None if finished else perturbation_effect(worker, placed, homogeneity)
-        if effect is not None:
-            config = {**config, "perturbation_effect": effect}
-            if directory is not None:
-                directory.write_config(config)
-    finally:
-        if directory is not None:
-            directory.close()
-    path = None if directory is None else directory.path
-    records = [] if monitor is None else monitor.records
-    return Run(config, records, path, network, {} if keeping is None else keeping.kept)
-
-
-def _restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
-    info = checkpoint.info
-    fields = [f.name for f in dataclasses.fields(TrainingState) if f.name != "tensors"]
-    try:
-        state = TrainingState(checkpoint.tensors, **{name: info[name] for name in fields})
-    except KeyError as error:
-        raise RunError(f"the checkpoint {checkpoint.path.name} lacks {error}") from None
-    if state.epoch > trainer.epochs:
-        raise RunError(
-            f"epochs: expected at least {state.epoch}, which the run has already been "
-            f"trained for, got {trainer.epochs}"
-        )
-    trainer.restore(state)
-    return state.step
+    return TrainingJob(trainer, monitor, config, keep_weights=keep_weights)
 
 
 def _engine(
@@ -306,9 +300,3 @@ def _is_small_linear(model: nn.Module) -> bool:
         return sum(w.numel() for w in linear_layers(model)) <= _KEPT_WEIGHTS
     except ModelError:
         return False
-
-
-def _with_advice(error: DivergedError, directory: RunDirectory | None) -> DivergedError:
-    checkpoint = None if directory is None else directory.latest_checkpoint()
-    kept = "" if checkpoint is None else f"; the last good checkpoint is {checkpoint.path}"
-    return DivergedError(f"{error}{kept}", error.step, error.epoch)

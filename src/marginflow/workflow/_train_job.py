@@ -1,0 +1,156 @@
+"""One training from its run directory to its result, ready to be run alone or beside others."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from marginflow.errors import DivergedError, RunError
+from marginflow.monitor import Monitor
+from marginflow.runs import Checkpoint, Run, RunDirectory
+from marginflow.training import Callback, Trainer, TrainingState
+from marginflow.workflow._callbacks import KeepingWeights, Pace, ProgressBar, Recording
+from marginflow.workflow._precision import perturbation_effect
+from marginflow.workflow._setup import open_directory
+
+
+class TrainingJob:
+    """A training that is checked and described, but of which nothing is on disk yet.
+
+    Args:
+        trainer: with the callbacks that come before recording.
+        monitor: what measures, or None.
+        config: the content of ``run.json``.
+        keep_weights: keep the weights of every measurement.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        monitor: Monitor | None,
+        config: dict[str, Any],
+        *,
+        keep_weights: bool,
+    ) -> None:
+        self.trainer = trainer
+        self.monitor = monitor
+        self.config = config
+        self.keep_weights = keep_weights
+        self.directory: RunDirectory | None = None
+        self.keeping: KeepingWeights | None = None
+        self.recording: Recording | None = None
+        self.finished = False
+        """Whether the run, resumed, was at its end already."""
+
+    def open(
+        self,
+        out: str | os.PathLike[str] | None,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        pace: Pace | None = None,
+    ) -> None:
+        """Make or reopen the run directory, if there is one, and record from now on.
+
+        Args:
+            out: the run directory, or None.
+            resume: continue what is there.
+            force: replace what is there.
+            pace: when checkpoints are due.
+
+        Raises:
+            RunError: ``out`` is taken, or holds a run that cannot be continued so.
+            StorageError: the disk refuses.
+        """
+        elapsed = 0.0
+        if out is not None:
+            self.directory, elapsed = open_directory(
+                out,
+                self.config,
+                free=("epochs",),
+                restore=functools.partial(_restore, self.trainer),
+                monitor=self.monitor,
+                resume=resume,
+                force=force,
+            )
+        self.finished = resume and self.trainer.epoch >= self.trainer.epochs
+        recording: list[Callback] = []
+        if self.monitor is not None and self.keep_weights:
+            self.keeping = KeepingWeights(self.monitor, self.directory)
+            recording.append(self.keeping)
+        if self.directory is not None:
+            self.recording = Recording(self.directory, self.monitor, elapsed, pace=pace)
+            recording.append(self.recording)
+        self.trainer.callbacks = (*self.trainer.callbacks, *recording)
+
+    def run(
+        self,
+        out: str | os.PathLike[str] | None,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        progress: bool = False,
+    ) -> Run:
+        """Open, train alone, close. Raises what these raise."""
+        try:
+            self.open(out, resume=resume, force=force)
+            bar = ProgressBar(self.monitor) if progress else None
+            if bar is not None:
+                self.trainer.callbacks = (*self.trainer.callbacks, bar)
+            try:
+                if not self.finished:
+                    self.trainer.run()
+            except DivergedError as error:
+                raise self.with_advice(error) from None
+            finally:
+                if bar is not None:
+                    bar.stop()
+            return self.result()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the run directory."""
+        if self.directory is not None:
+            self.directory.close()
+
+    def result(self) -> Run:
+        """The run as it stands."""
+        config, path = self.config, None
+        if self.directory is not None:
+            config, path = self.directory.read_config(), self.directory.path
+        effect = None
+        if not self.finished:
+            layers = None if self.monitor is None else self.monitor.homogeneity
+            effect = perturbation_effect(self.trainer.engine, self.trainer.data, layers)
+        if effect is not None:
+            config = {**config, "perturbation_effect": effect}
+            if self.directory is not None:
+                self.directory.write_config(config)
+        records = [] if self.monitor is None else self.monitor.records
+        kept = {} if self.keeping is None else self.keeping.kept
+        return Run(config, records, path, self.trainer.model, kept)
+
+    def with_advice(self, error: DivergedError) -> DivergedError:
+        """The error, with the checkpoint that the run is left with."""
+        checkpoint = None if self.directory is None else self.directory.latest_checkpoint()
+        kept = "" if checkpoint is None else f"; the last good checkpoint is {checkpoint.path}"
+        return DivergedError(f"{error}{kept}", error.step, error.epoch)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
+    info = checkpoint.info
+    fields = [f.name for f in dataclasses.fields(TrainingState) if f.name != "tensors"]
+    try:
+        state = TrainingState(checkpoint.tensors, **{name: info[name] for name in fields})
+    except KeyError as error:
+        raise RunError(f"the checkpoint {checkpoint.path.name} lacks {error}") from None
+    if state.epoch > trainer.epochs:
+        raise RunError(
+            f"epochs: expected at least {state.epoch}, which the run has already been "
+            f"trained for, got {trainer.epochs}"
+        )
+    trainer.restore(state)
+    return state.step
