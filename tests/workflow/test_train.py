@@ -209,7 +209,7 @@ def test_a_read_only_place_is_refused() -> None:
 
 def test_the_effect_of_perturbations_in_bf16(tmp_path: Path) -> None:
     """Recorded once; the margin in float32 is the one that is measured."""
-    options = {**SMALL, "perturbation_precision": "bf16", "dtype": "float32"}
+    options = {**SMALL, "perturbation_precision": "bf16", "dtype": "float32", "engine": "fused"}
     run = mf.train("mlp:8", DATA, **options, out=tmp_path / "run")
     effect = run.config["perturbation_effect"]
     measured = run.metrics[-1]
