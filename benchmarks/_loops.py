@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from _timing import now
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -114,9 +114,9 @@ class Loop(ABC):
 
     def timed(self) -> float:
         """Train; the seconds."""
-        began = time.perf_counter()
+        began = now()
         self.train()
-        return time.perf_counter() - began
+        return now() - began
 
     def train(self) -> None:
         """All epochs of the case."""
@@ -318,11 +318,11 @@ class Stopwatch(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """The data are checked."""
-        self.began = time.perf_counter()
+        self.began = now()
 
     def on_end(self, trainer: Trainer) -> None:
         """All epochs are done."""
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = now() - self.began
 
 
 class Ours(Loop):

@@ -165,6 +165,8 @@ def main() -> None:
     if data.test is None or not data.binary:
         raise SystemExit(f"the data {data.name!r}: expected two classes and a test set")
     x, y = data.test.x, data.test.y
+    if asked.short:
+        x, y, asked.scales = x[:256], y[:256], [1, 16]
 
     how = Setting(asked.eps, asked.steps, asked.batch_size)
     began = time.perf_counter()
