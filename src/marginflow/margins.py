@@ -133,6 +133,40 @@ def adversarial_margins(
         InputError: batch_size below 1.
         ModelError: ``engine="fused"`` where it does not apply.
     """
+    return clean_and_adversarial(
+        model,
+        x,
+        y,
+        attack,
+        batch_size=batch_size,
+        loss=loss,
+        homogeneity=homogeneity,
+        normalize=normalize,
+        seed=seed,
+        engine=engine,
+        clean=False,
+    )[1]
+
+
+def clean_and_adversarial(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack | None = None,
+    *,
+    batch_size: int = 1024,
+    loss: str | Loss | None = None,
+    homogeneity: Homogeneity | None = None,
+    normalize: bool = True,
+    seed: int = 0,
+    engine: EngineName = "auto",
+    clean: bool = True,
+) -> tuple[Margins, Margins]:
+    """The margins at x and at x + δ, in one pass: most attacks begin at x.
+
+    Arguments and errors as for :func:`adversarial_margins`; with ``clean=False`` the first of
+    the two is the second.
+    """
     whole("batch_size", batch_size, least=1)
     if x.ndim == 0 or x.shape[0] == 0:
         raise DataError("expected at least one example, got none")
@@ -146,20 +180,31 @@ def adversarial_margins(
     like = next(iter(model.parameters()), x)
     generator = torch.Generator().manual_seed(seed)
     outputs_at = AttackedOutputs(model, attack, x.shape[1:], engine=engine)
-    margins, scores, dead = [], [], []
+    both: tuple[list[Tensor], list[Tensor]] = ([], [])
+    scores: tuple[list[Tensor], list[Tensor]] = ([], [])
+    dead = []
     for start in range(0, x.shape[0], batch_size):
         xb = x[start : start + batch_size].to(like)
         yb = y[start : start + batch_size].to(like.device)
-        outputs, still = outputs_at(xb, yb, generator)
-        margins.append(margins_of(outputs, yb).double().cpu())
+        if clean:
+            before, after, still = outputs_at.with_clean(xb, yb, generator)
+        else:
+            after, still = outputs_at(xb, yb, generator)
+            before = after
         dead.append(still.cpu())
-        if scorer is not None:
-            scores.append(scorer.scores(outputs, yb).double().cpu())
-    log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores)))
-    if homogeneity is None:
-        return Margins(torch.cat(margins), None, None, None, torch.cat(dead), log_loss)
-    rho = homogeneity.norm_product(model)
-    if rho == 0 or not math.isfinite(rho):
-        raise ModelError(f"the product of the layer norms is {rho}; a layer is 0 or not finite")
-    total = homogeneity.total_norm(model)
-    return Margins(torch.cat(margins), rho, total, homogeneity.order, torch.cat(dead), log_loss)
+        for k, outputs in enumerate((before, after)):
+            both[k].append(margins_of(outputs, yb).double().cpu())
+            if scorer is not None:
+                scores[k].append(scorer.scores(outputs, yb).double().cpu())
+    rho, total, order = None, None, None
+    if homogeneity is not None:
+        rho = homogeneity.norm_product(model)
+        if rho == 0 or not math.isfinite(rho):
+            raise ModelError(f"the product of the layer norms is {rho}; a layer is 0 or not finite")
+        total, order = homogeneity.total_norm(model), homogeneity.order
+    untouched = torch.zeros(x.shape[0], dtype=torch.bool)
+    found = []
+    for k, inert in enumerate((untouched, torch.cat(dead))):
+        log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores[k])))
+        found.append(Margins(torch.cat(both[k]), rho, total, order, inert, log_loss))
+    return found[0], found[1]

@@ -12,7 +12,7 @@ from marginflow.datasets import Dataset
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity
 from marginflow.losses import Loss
-from marginflow.margins import Margins, adversarial_margins
+from marginflow.margins import Margins, clean_and_adversarial
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Levels at which the distribution of the normalised margins is recorded."""
@@ -77,8 +77,7 @@ class Monitor:
             step: what the caller counts.
             context: further entries of the record (epoch, training loss …).
         """
-        clean = self._margins(self.data, None)
-        hit = self._margins(self.data, self.attack) if self.attack is not None else clean
+        clean, hit = self._margins(self.data)
         levels = hit.quantiles(QUANTILES).tolist()
         record: dict[str, Any] = {
             "step": step,
@@ -98,22 +97,18 @@ class Monitor:
             "total_norm": hit.total_norm,
         }
         if self.data.test is not None:
-            record["test_clean_accuracy"] = self._margins(self.data.test, None).accuracy
-            if self.attack is not None:
-                record["test_adversarial_accuracy"] = self._margins(
-                    self.data.test, self.attack
-                ).accuracy
-            else:
-                record["test_adversarial_accuracy"] = record["test_clean_accuracy"]
+            unseen = self._margins(self.data.test)
+            record["test_clean_accuracy"] = unseen[0].accuracy
+            record["test_adversarial_accuracy"] = unseen[1].accuracy
         self.records.append({key: _json(value) for key, value in record.items()})
         return self.records[-1]
 
-    def _margins(self, data: Dataset, attack: Attack | None) -> Margins:
-        return adversarial_margins(
+    def _margins(self, data: Dataset) -> tuple[Margins, Margins]:
+        return clean_and_adversarial(
             self.model,
             data.x,
             data.y,
-            attack,
+            self.attack,
             batch_size=self.batch_size,
             loss=self.loss,
             homogeneity=self.homogeneity,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -312,3 +315,27 @@ def test_several_classes() -> None:
     assert flow.reason == "log_time"
     assert flow.final["adversarial_accuracy"] == 1
     assert flow.final["margin"] / flow.log_time == pytest.approx(1, abs=0.25)
+
+
+def test_linear_algebra_keeps_to_one_thread() -> None:
+    """Scipy's, too, which is imported during the flow: its threads and torch's are in each other's way."""
+    code = (
+        "import threadpoolctl, marginflow as mf\n"
+        "from marginflow.flow import Field\n"
+        "seen, jacobian = set(), Field.jacobian\n"
+        "def spy(self, w):\n"
+        "    libraries = threadpoolctl.threadpool_info()\n"
+        "    seen.update(b['num_threads'] for b in libraries if b['user_api'] == 'blas')\n"
+        "    return jacobian(self, w)\n"
+        "Field.jacobian = spy\n"
+        "mf.gradient_flow('deep-linear:2', 'separable:n=4,d=2', log_time=0.5)\n"
+        "print(seen)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+    )
+    assert done.stdout.strip() == "{1}"

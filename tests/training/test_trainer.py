@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from typing import Any
 
@@ -75,12 +76,31 @@ def test_fgsm_training_equals_the_loop_by_hand() -> None:
             return call(x, y, *options)
 
     run.engine = Spy(model, run.engine.loss, run.engine.attack)
-    run.optimizer = torch.optim.SGD(run.engine.parameters, lr=0.3)
     run.run()
     assert len(seen) == 4 * 5
     expected = by_hand(start, seen, 0.3, 0.05)
     for parameter, value in zip(model.parameters(), expected, strict=True):
         np.testing.assert_allclose(parameter.detach().numpy(), value, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_steps_are_those_of_torch(momentum: float) -> None:
+    """Bit for bit those of a torch.optim.SGD that is given the same gradients."""
+    model, data = small()
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.3, momentum=momentum)
+
+    class Twin(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            for parameter, gradient in zip(twin.parameters(), trainer.gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+            for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
+                assert torch.equal(mine, its)
+
+    run = trainer(model, data, mf.attacks.FGSM(0.05), momentum=momentum, callbacks=[Twin()])
+    run.run()
+    assert run.step == 4 * 5
 
 
 def test_every_epoch_sees_every_example_once_in_another_order() -> None:

@@ -21,6 +21,7 @@ from marginflow.engine import (
 )
 from marginflow.errors import DataError, InputError, ModelError, SpecificationError
 from marginflow.losses import get_loss
+from marginflow.margins import clean_and_adversarial
 from marginflow.models import deep_linear, mlp
 
 SHAPE = (3, 4)
@@ -123,6 +124,13 @@ def test_the_same_margins(network: str, attack: str) -> None:
     assert apart(b.values, a.values) < 1e-12
     assert torch.equal(a.dead_inputs, b.dead_inputs)
     assert b.log_loss == pytest.approx(a.log_loss, rel=1e-12)
+    model = NETWORKS[network]().double()
+    clean, hit = clean_and_adversarial(model, x, y, ATTACKS[attack], batch_size=4, loss=loss)
+    alone = mf.adversarial_margins(model, x, y, None, batch_size=4, loss=loss)
+    assert torch.equal(hit.values, b.values)
+    assert torch.equal(clean.values, alone.values)
+    assert clean.log_loss == alone.log_loss
+    assert not bool(clean.dead_inputs.any())
 
 
 @pytest.mark.parametrize("network", ["relu", "classes"])
@@ -239,7 +247,7 @@ def test_many_batch_sizes_in_bounded_memory() -> None:
     network = DenseNetwork.of(mlp(12, 9, 1, seed=1), SHAPE)
     assert network is not None
     for n in range(1, 20):
-        network.forward(torch.zeros(n, 12))
+        network.forward(torch.zeros(12, n))
     assert len(network._buffers) <= 4
 
 
@@ -308,7 +316,7 @@ def test_one_activation_module_used_twice() -> None:
     network = DenseNetwork.of(model, (12,))
     assert network is not None
     x = torch.randn(4, 12, dtype=torch.float64)
-    assert apart(network.forward(x), model(x).detach()) < 1e-14
+    assert apart(network.forward(x.T).T, model(x).detach()) < 1e-14
 
 
 def test_examples_that_are_not_flattened() -> None:

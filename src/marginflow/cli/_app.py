@@ -87,6 +87,12 @@ def train(
         str | None,
         typer.Option(help="float32 (default) or bf16: precision of the network the attack sees."),
     ] = None,
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink", help="Leave examples out while their weights are below one rounding."
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
     config: Annotated[
@@ -128,6 +134,7 @@ def train(
         "device": device,
         "engine": engine,
         "perturbation_precision": perturbation_precision,
+        "shrink": shrink or None,
         "threads": threads,
         "data_dir": data_dir,
         "out": out,

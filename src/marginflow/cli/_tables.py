@@ -6,9 +6,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from marginflow.report import comparison_table
 from marginflow.runs import Run
 
@@ -22,6 +19,9 @@ def print_prose(text: str) -> None:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on standard output; the first column is text, the others are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")

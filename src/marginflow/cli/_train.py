@@ -8,6 +8,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from marginflow._checks import unknown, whole
@@ -29,6 +30,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "device": str,
     "engine": str,
     "perturbation_precision": str,
+    "shrink": bool,
     "threads": int,
     "data_dir": str,
     "out": str,
@@ -37,6 +39,8 @@ _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
     "derivative", "seed", "dtype", "device", "measure", "schedule", "keep_weights",
 )  # fmt: skip
+_ADDED = {"shrink": False}
+"""Options that older runs do not have, with what held of these."""
 
 
 def run_training(
@@ -55,7 +59,7 @@ def run_training(
     if resume:
         if "out" not in options:
             raise InputError("--resume needs --out RUN, the run directory to continue")
-        stored = stored_options(Path(options["out"]), "train", _STORED)
+        stored = stored_options(Path(options["out"]), "train", _STORED, _ADDED)
         measure, schedule = stored.pop("measure"), stored.pop("schedule")
         keep_weights = stored.pop("keep_weights")
         options = {**stored, **options}
@@ -128,14 +132,22 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in _TYPES:
             raise unknown("option in --config", key, _TYPES)
-        if isinstance(value, bool) or not isinstance(value, _TYPES[name]):
+        if isinstance(value, bool) != (_TYPES[name] is bool) or not isinstance(value, _TYPES[name]):
             raise InputError(f"--config: {key}: got {value!r} of the wrong type")
         options[name] = value
     return options
 
 
-def stored_options(path: Path, kind: str, names: Sequence[str]) -> dict[str, Any]:
+def stored_options(
+    path: Path, kind: str, names: Sequence[str], added: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """The options under which the run of this ``kind`` in ``path`` was started.
+
+    Args:
+        path: the run directory.
+        kind: ``train`` or ``flow``.
+        names: of the options.
+        added: options that runs of earlier versions lack, with their values there.
 
     Raises:
         RunError: a run of another kind, of a model of one's own, or without one of ``names``.
@@ -154,7 +166,9 @@ def stored_options(path: Path, kind: str, names: Sequence[str]) -> dict[str, Any
             f"mf.{'train' if kind == 'train' else 'gradient_flow'}(model, …, resume=True)"
         )
     try:
-        return {name: config[name] for name in names} | {"model": config["model_spec"]}
+        found = {name: config[name] for name in names}
+        found |= {name: config.get(name, before) for name, before in added.items()}
+        return found | {"model": config["model_spec"]}
     except KeyError as error:
         raise RunError(f"the run.json in {str(path)!r} lacks {error}") from None
 

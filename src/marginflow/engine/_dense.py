@@ -45,6 +45,9 @@ class _Buffers:
 class DenseNetwork:
     """``f(x) = W_L σ(W_{L−1} … σ(W_1 x))`` with the products written out.
 
+    Examples are **columns**: (D, n), see :meth:`columns`. With a small batch on the right
+    the library multiplies up to a fifth faster than with it on the left (``x W^T``).
+
     Every product goes into a buffer that is used again for the next batch of the same size, so
     what a method returns is valid until the next call. Nothing here is differentiable.
 
@@ -123,13 +126,22 @@ class DenseNetwork:
                 mine.copy_(its)
 
     @torch.no_grad()
+    def columns(self, x: Tensor) -> Tensor:
+        """Examples (n, …) as columns (D, n), in a buffer."""
+        rows = x.reshape(x.shape[0], -1)
+        kept = self._of_size(rows.shape[0]).spare
+        if "columns" not in kept or kept["columns"].dtype != x.dtype:
+            kept["columns"] = x.new_empty(rows.shape[1], rows.shape[0])
+        return kept["columns"].copy_(rows.mT)
+
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs at x: (n, D) ↦ (n, C). What :meth:`backward` needs of the way is kept."""
-        buffers = self._of_size(x)
+        """The outputs at x: (D, n) ↦ (C, n). What :meth:`backward` needs of the way is kept."""
+        buffers = self._of_size(x.shape[1])
         h = x
         for k, weight in enumerate(self.weights):
             out = buffers.hidden[k]
-            torch.mm(h, weight.mT, out=out)
+            torch.mm(weight, h, out=out)
             if k < len(self.activations):
                 _activate(self.activations[k], out, buffers.rectified.get(k))
             h = out
@@ -140,48 +152,47 @@ class DenseNetwork:
         """``∂/∂(pre-activations)`` of Σ_i ⟨seeds_i, f(x_i)⟩, after :meth:`forward` of x; kept.
 
         Args:
-            x: the batch of the last forward pass.
-            seeds: (n, C).
+            x: the batch of the last forward pass, (D, n).
+            seeds: (C, n).
         """
-        buffers = self._of_size(x)
+        buffers = self._of_size(x.shape[1])
         buffers.slopes[-1].copy_(seeds)
         for k in range(len(self.weights) - 1, 0, -1):
             below = buffers.slopes[k - 1]
-            torch.mm(buffers.slopes[k], self.weights[k], out=below)
+            torch.mm(self.weights[k].mT, buffers.slopes[k], out=below)
             _differentiate(
                 self.activations[k - 1], below, buffers.hidden[k - 1], buffers.rectified.get(k - 1)
             )
 
     @torch.no_grad()
     def input_gradient(self, x: Tensor) -> Tensor:
-        """``∂/∂x`` of the last :meth:`backward`, (n, D)."""
-        buffers = self._of_size(x)
-        return torch.mm(buffers.slopes[0], self.weights[0], out=buffers.input_slope)
+        """``∂/∂x`` of the last :meth:`backward`, (D, n)."""
+        buffers = self._of_size(x.shape[1])
+        return torch.mm(self.weights[0].mT, buffers.slopes[0], out=buffers.input_slope)
 
     @torch.no_grad()
     def gradients(self, x: Tensor) -> tuple[Tensor, ...]:
         """``∂/∂W_k`` of the last :meth:`backward`, each a new tensor of the shape of W_k."""
-        return tuple(d.mT @ h for d, h in self._factors(x))
+        return tuple(d @ h.mT for d, h in self._factors(x))
 
     @torch.no_grad()
     def descend(self, x: Tensor, rate: float) -> None:
         """``W_k ← W_k − rate ∂/∂W_k`` of the last :meth:`backward`, without forming the gradient."""
         for weight, (d, h) in zip(self.weights, self._factors(x), strict=True):
-            weight.addmm_(d.mT, h, alpha=-rate)
+            weight.addmm_(d, h.mT, alpha=-rate)
 
     def spare(self, x: Tensor, name: str) -> Tensor:
-        """A buffer of the shape and type of x under a name of the caller's."""
-        kept = self._of_size(x).spare
+        """A buffer of the shape (D, n) and type of x under a name of the caller's."""
+        kept = self._of_size(x.shape[1]).spare
         if name not in kept or kept[name].dtype != x.dtype:
             kept[name] = torch.empty_like(x)
         return kept[name]
 
     def _factors(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        buffers = self._of_size(x)
+        buffers = self._of_size(x.shape[1])
         return list(zip(buffers.slopes, [x, *buffers.hidden[:-1]], strict=True))
 
-    def _of_size(self, x: Tensor) -> _Buffers:
-        n = x.shape[0]
+    def _of_size(self, n: int) -> _Buffers:
         found = self._buffers.get(n)
         like = self.weights[0]
         if found is not None and (found.input_slope.dtype, found.input_slope.device) == (
@@ -191,7 +202,7 @@ class DenseNetwork:
             return found
         if len(self._buffers) > 3:  # a batch, the last of an epoch, a chunk: more are passing by
             self._buffers.clear()
-        hidden = [like.new_empty(n, w.shape[0]) for w in self.weights]
+        hidden = [like.new_empty(w.shape[0], n) for w in self.weights]
         found = _Buffers(
             hidden,
             {
@@ -200,7 +211,7 @@ class DenseNetwork:
                 if a.name == "squared-relu"
             },
             [torch.empty_like(h) for h in hidden],
-            like.new_empty(n, like.shape[1]),
+            like.new_empty(like.shape[1], n),
         )
         self._buffers[n] = found
         return found

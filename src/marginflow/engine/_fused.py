@@ -90,8 +90,7 @@ class FusedEngine(Engine):
         """Refuse examples that the loss or the attack cannot take; see :meth:`Engine.check`."""
         if self.attack is not None:
             self.attack.check_bounds(x)
-        outputs = self.network.forward(x[:1].reshape(1, -1))
-        self.loss.scores(outputs.expand(len(y), -1), y)
+        self.loss.scores(x.new_zeros(1, self.network.classes).expand(len(y), -1), y)
 
     def __call__(
         self,
@@ -104,9 +103,9 @@ class FusedEngine(Engine):
         """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
-            outputs = self.network.forward(z)
+            outputs = self.network.forward(z).mT
             loss, margins, seeds = self._slopes(outputs, y, log_reference, count)
-            self.network.backward(z, seeds)
+            self.network.backward(z, seeds.mT)
             return LossGradient(loss, self.network.gradients(z), margins, outputs)
 
     def descend(
@@ -120,10 +119,10 @@ class FusedEngine(Engine):
         """``W ← W − rate G`` in place, unless L is not finite; arguments as for :meth:`Engine.descend`."""
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
-            outputs = self.network.forward(z)
+            outputs = self.network.forward(z).mT
             loss, margins, seeds = self._slopes(outputs, y, None, count)
             if math.isfinite(float(loss)):
-                self.network.backward(z, seeds)
+                self.network.backward(z, seeds.mT)
                 self.network.descend(z, rate)
                 self._descended = z
             return LossGradient(loss, (), margins, outputs)
@@ -138,18 +137,18 @@ class FusedEngine(Engine):
     def perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``x + δ`` as the training sees it, shape of x: in :attr:`perturbation_precision`."""
         with multiplying(self.products), torch.no_grad():
-            return self._perturbed(x, y, generator).clone().reshape(x.shape)
+            return self._perturbed(x, y, generator).mT.reshape(x.shape).clone()
 
     def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The scores z_i at the perturbed inputs, (n,), without gradients."""
         with multiplying(self.products), torch.no_grad():
-            outputs = self.network.forward(self._perturbed(x, y, generator))
+            outputs = self.network.forward(self._perturbed(x, y, generator)).mT
             return self.loss.scores(outputs, y).clone()
 
     def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
         self._descended = None
         if self._perturber is None:
-            return x.reshape(x.shape[0], -1)
+            return self.network.columns(x)
         if self.seen is not self.network:
             self.seen.follow(self.network)
         return self._perturber(x, y, generator)[0]

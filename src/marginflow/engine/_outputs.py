@@ -49,6 +49,9 @@ class AttackedOutputs:
         if engine == "auto":
             engine = auto_engine() if reason is None else "autograd"
         self._network = DenseNetwork.of(model, shape) if engine == "fused" else None
+        self._perturber: Perturber | None = None
+        if self._network is not None and attack is not None:
+            self._perturber = Perturber(self._network, attack)
 
     def __call__(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
@@ -68,11 +71,33 @@ class AttackedOutputs:
             if self.attack is not None:
                 found = self.attack(self.model, x, y, generator=generator)
                 x, dead = x + found.delta, found.dead_inputs
-            with torch.no_grad(), evaluation_mode(self.model):
-                return self.model(x), dead
+            return self._plain(x), dead
         check_labels(self._network.weights[-1].new_empty(len(x), self._network.classes), y)
-        if self.attack is None:
-            return self._network.forward(x.reshape(len(x), -1)), dead
+        if self.attack is None or self._perturber is None:
+            return self._plain(x), dead
         self.attack.check_bounds(x)
-        z, still = Perturber(self._network, self.attack)(x, y, generator, dead=True)
-        return self._network.forward(z), dead if still is None else still
+        z, still = self._perturber(x, y, generator, dead=True)
+        return self._network.forward(z).mT, dead if still is None else still
+
+    def with_clean(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs at x, those at x + δ, and the dead inputs, in no more passes than needed.
+
+        Arguments and errors as for a call.
+        """
+        outputs, dead = self(x, y, generator)
+        if self.attack is None:
+            return outputs, outputs, dead
+        if self._perturber is not None and self._perturber.clean is not None:
+            return self._perturber.clean.mT, outputs, dead
+        outputs = outputs.clone()
+        return self._plain(x), outputs, dead
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The outputs at x, which the next call may overwrite."""
+        if self._network is not None:
+            return self._network.forward(self._network.columns(x)).mT
+        with torch.no_grad(), evaluation_mode(self.model):
+            outputs: Tensor = self.model(x)
+            return outputs

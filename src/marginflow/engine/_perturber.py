@@ -24,18 +24,19 @@ class DenseQuery(Query):
         self._checked = True
 
     def outputs(self, z: Tensor) -> Tensor:
-        """Outputs at the inputs z, a tensor of their own."""
-        return self.network.forward(self._rows(z)).to(z.dtype, copy=True)
+        """Outputs at the inputs z, (n, C), a tensor of their own."""
+        return self.network.forward(self._columns(z)).mT.to(z.dtype, copy=True)
 
     def gradient(self, z: Tensor) -> Tensor:
         """``∇_z`` of the margin, or of −loss; shape of z."""
-        rows = self._rows(z)
-        outputs = self.network.forward(rows)
-        self.network.backward(rows, _margin_seeds(outputs, self.y, self.objective))
-        return self.network.input_gradient(rows).to(z.dtype, copy=True).reshape(z.shape)
+        columns = self._columns(z)
+        outputs = self.network.forward(columns)
+        self.network.backward(columns, _seeds(outputs, self.y, self.objective))
+        gradient = self.network.input_gradient(columns)
+        return gradient.mT.to(z.dtype, copy=True).reshape(z.shape)
 
-    def _rows(self, z: Tensor) -> Tensor:
-        return z.detach().reshape(z.shape[0], -1).to(self.network.weights[0].dtype)
+    def _columns(self, z: Tensor) -> Tensor:
+        return self.network.columns(z.detach().to(self.network.weights[0].dtype))
 
 
 class Perturber:
@@ -53,6 +54,8 @@ class Perturber:
     def __init__(self, network: DenseNetwork, attack: Attack) -> None:
         self.network = network
         self.attack = attack
+        self.clean: Tensor | None = None
+        """Outputs at x itself, (C, n), if the last call came past them; a copy."""
 
     @staticmethod
     def serves(attack: Attack | None) -> bool:
@@ -62,55 +65,63 @@ class Perturber:
     def __call__(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None, *, dead: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The perturbed inputs, (n, D), in a buffer that the next call overwrites, and the dead inputs.
+        """The perturbed inputs as columns, (D, n), and the dead inputs.
 
         Args:
             x: examples, (n, …), inside the attack's bounds.
             y: labels that fit.
             generator: serves a random start.
             dead: whether to find the examples without an input gradient, (n,) bool.
+
+        Returns:
+            ``x + δ`` in a buffer that the next call overwrites, of the dtype of x; dead inputs or None.
         """
         attack = self.attack
-        if not math.isinf(attack.p) or attack.objective != "margin" or type(attack) is FiniteSet:
-            query = DenseQuery(self.network, x, y, attack.objective)
-            with torch.no_grad():
-                found = attack.answer(query, generator)
-                return (x + found.delta).reshape(x.shape[0], -1), found.dead_inputs
-        return self._by_signs(x, y, generator, dead=dead)
+        self.clean = None
+        if math.isinf(attack.p) and attack.objective == "margin" and type(attack) is not FiniteSet:
+            return self._by_signs(x, y, generator, dead=dead)
+        query = DenseQuery(self.network, x, y, attack.objective)
+        with torch.no_grad():
+            found = attack.answer(query, generator)
+            return self.network.columns(x + found.delta), found.dead_inputs
 
     @torch.no_grad()
     def _by_signs(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None, *, dead: bool
     ) -> tuple[Tensor, Tensor | None]:
         attack, network = self.attack, self.network
-        steps, length = (1, attack.eps)
-        start = x
+        steps, length = 1, attack.eps
+        start: Tensor | None = None
         if isinstance(attack, PGD):
             steps, length = attack.steps, attack.step_size
             if attack.random_start:
                 start = x + attack.start(x, generator)
-        x, z = x.reshape(x.shape[0], -1), start.reshape(x.shape[0], -1)
+        z = columns = network.columns(x)
         low, high = attack.bounds if attack.bounds is not None else (-math.inf, math.inf)
+        perturbed = network.spare(columns, "perturbed")
         least: Tensor | None = None
         most: Tensor | None = None
-        if steps > 1 or length != attack.eps or z is not x:
-            least = torch.sub(x, attack.eps, out=network.spare(x, "least"))
-            most = torch.add(x, attack.eps, out=network.spare(x, "most"))
+        if steps > 1 or length != attack.eps or start is not None:
+            least = torch.sub(columns, attack.eps, out=network.spare(columns, "least"))
+            most = torch.add(columns, attack.eps, out=network.spare(columns, "most"))
             if attack.bounds is not None:
                 least.clamp_(min=low)
                 most.clamp_(max=high)
-        perturbed = network.spare(x, "perturbed")
+        if start is not None:
+            z = perturbed.copy_(start.reshape(len(x), -1).mT)
         seeds: Tensor | None = None
         still = torch.ones(x.shape[0], dtype=torch.bool, device=x.device) if dead else None
         for _ in range(steps):
-            rows = self._rounded(z)
-            outputs = network.forward(rows)
-            if seeds is None or outputs.shape[1] > 1:
-                seeds = _margin_seeds(outputs, y, "margin")
-            network.backward(rows, seeds)
-            signs = network.input_gradient(rows).sign_()
+            seen = z.to(network.weights[0].dtype)
+            outputs = network.forward(seen)
+            if z is columns and seen is z:
+                self.clean = outputs.clone()
+            if seeds is None or len(outputs) > 1:
+                seeds = _seeds(outputs, y, "margin")
+            network.backward(seen, seeds)
+            signs = network.input_gradient(seen).sign_()
             if still is not None:
-                still &= ~signs.any(dim=1)
+                still &= ~signs.any(dim=0)
             torch.add(z, signs, alpha=-length, out=perturbed)
             if least is not None:
                 torch.clamp(perturbed, least, most, out=perturbed)
@@ -119,23 +130,19 @@ class Perturber:
             z = perturbed
         return z, still
 
-    def _rounded(self, z: Tensor) -> Tensor:
-        dtype = self.network.weights[0].dtype
-        return z if z.dtype == dtype else z.to(dtype)
 
-
-def _margin_seeds(outputs: Tensor, y: Tensor, objective: str) -> Tensor:
-    """``∂/∂f`` of Σ_i m_i (or of −Σ_i ℓ_i), (n, C), in the precision of the outputs."""
-    if outputs.shape[1] == 1 and objective == "margin":
-        return y.to(outputs.dtype).unsqueeze(1)
+def _seeds(outputs: Tensor, y: Tensor, objective: str) -> Tensor:
+    """``∂/∂f`` of Σ_i m_i (or of −Σ_i ℓ_i), (C, n), in the precision of the outputs."""
+    if len(outputs) == 1 and objective == "margin":
+        return y.to(outputs.dtype).unsqueeze(0)
     # Several outputs: the runner-up and its ties as autograd has them, on n · C numbers only.
     with torch.enable_grad():
         f = outputs.detach().float() if outputs.dtype == torch.bfloat16 else outputs.detach()
-        f = f.clone().requires_grad_()
+        f = f.mT.clone().requires_grad_()
         if objective == "margin":
             value = margins_of(f, y, checked=True)
         else:
             loss = get_loss("logistic" if f.shape[1] == 1 else "cross-entropy")
             value = -loss.values(loss.scores(f, y))
         (seeds,) = torch.autograd.grad(value.sum(), f)
-    return seeds.to(outputs.dtype)
+    return seeds.mT.to(outputs.dtype)

@@ -38,6 +38,7 @@ class Training:
         keep: whether its weights are kept all the same.
         per_decade: measured epochs in a decade of epochs.
         held_out: False leaves the test split out: measuring it may cost more than training.
+        shrink: whether examples of no weight are left out of the epochs, as a long training wants.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Training:
     per_decade: int = 20
     dtype: str = "float32"
     held_out: bool = True
+    shrink: bool = False
 
     @property
     def schedule(self) -> list[int]:

@@ -81,6 +81,7 @@ class Job:
             schedule=asked.schedule,
             callbacks=[_Obeying()],
             keep_weights=asked.keep or bool(asked.also),
+            shrink=asked.shrink,
             seed=self.seed,
             out=self.path,
             resume=exists and not self.force,

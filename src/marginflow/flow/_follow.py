@@ -48,6 +48,10 @@ def _one_blas_thread() -> threadpool_limits:
     Their threads and torch's spin while they wait for each other: an evaluation of 784-64-1 on 1000
     examples takes 8 ms so and 50 ms otherwise, on 2 cores.
     """
+    # A limit holds for libraries that are loaded. Scipy brings one of its own, and is only imported
+    # where it is used: without this line, after the limit.
+    import scipy.linalg  # noqa: F401
+
     return threadpool_limits(limits=1, user_api="blas")
 
 

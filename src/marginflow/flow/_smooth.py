@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.integrate import RK45, OdeSolver, Radau
-from scipy.optimize import brentq
 
 from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.flow._state import Goal, OnStep, State, is_separated
+
+if TYPE_CHECKING:
+    from scipy.integrate import OdeSolver
 
 _STALL = 2500  # evaluations without getting on: smooth fields take some dozens a step
 _PROGRESS = 0.02  # what getting on means, in relative change of the weights
@@ -116,6 +118,8 @@ class Smooth:
         goals: Sequence[Goal],
     ) -> tuple[Vector, float]:
         """The weights where the first goal is reached within the last step, and the next step's size."""
+        from scipy.optimize import brentq
+
         dense = solver.dense_output()
 
         def distance(r: float) -> float:
@@ -149,6 +153,8 @@ class Smooth:
     def _solver(
         self, state: State, y: Vector, start: float, stop: float, first: float
     ) -> OdeSolver:
+        from scipy.integrate import RK45, Radau
+
         norm = float(np.linalg.norm(y[:-1]))
         atol = np.full(len(y), self.rtol * norm / math.sqrt(len(y) - 1))
         # tL begins at 0 and is then at least the first step: relative accuracy from there on.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq, nnls
 
 from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.flow._state import Goal, Layers, OnStep, State, Tally, is_separated
@@ -229,6 +228,7 @@ class Steps:
         following: float,
     ) -> tuple[State, _Trial]:
         """The last step made shorter, so that it ends where the goal is reached."""
+        from scipy.optimize import brentq
 
         def at(share: float) -> tuple[State, _Trial]:
             if share == 1:
@@ -267,6 +267,8 @@ def _shortest(velocities: Sequence[Vector]) -> tuple[list[float], Vector]:
 
     ``min ‖V λ‖² + (Σ λ − 1)²`` over λ ≥ 0 points the same way (Lawson & Hanson, chapter 23).
     """
+    from scipy.optimize import nnls
+
     columns = np.stack(velocities, axis=1)
     scaled = columns / np.linalg.norm(columns, axis=0).max()
     factor: Vector = np.linalg.qr(scaled)[1]

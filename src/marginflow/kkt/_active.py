@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dpstrf, dtrtri
 
 Array = npt.NDArray[np.float64]
 
@@ -54,6 +53,8 @@ class ActiveSet:
 
     def begin(self, point: Array) -> None:
         """Go on from a feasible point, of which the most independent positive indices are kept."""
+        from scipy.linalg.lapack import dpstrf, dtrtri
+
         index = np.nonzero(point > 0)[0]
         if len(index) == 0:
             self.size = 0

@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from marginflow.kkt._active import ActiveSet, Array, tolerance
@@ -157,6 +156,8 @@ class _Blocks:
 
     def _independent(self, passive: Tensor) -> Tensor:
         """A largest independent subset, by Cholesky with pivots."""
+        from scipy.linalg.lapack import dpstrf
+
         self.factorizations += 1
         index = torch.nonzero(passive).squeeze(1)
         block = self.gram[index][:, index].numpy()

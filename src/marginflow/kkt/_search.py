@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.linalg import lstsq
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from marginflow.kkt._gram import Call, LayerEngine
@@ -458,6 +456,8 @@ class Search:
         Returns:
             the best point met.
         """
+        from scipy.linalg import lstsq
+
         self.sides, self.valid = model.sides, model.valid
         point, mu = torch.from_numpy(w), model.multipliers
         n = len(w)
@@ -544,6 +544,8 @@ def _least_distance(
     With ``R = H^{-1/2}``, ``v = W − R²W + R t``: the t of least norm with ``At ≥ b``. None where
     no v is feasible.
     """
+    from scipy.optimize import nnls
+
     a = jacobian if root is None else jacobian @ root
     shift = w if root is None else root @ (root @ w)
     b = jacobian @ shift - c

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,13 +23,15 @@ from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity
 from marginflow.losses import Loss, get_loss
 from marginflow.models import build as build_model
 from marginflow.models import linear_layers, load_weights
-from marginflow.references import Kappa, MaxMargin, kappa, max_margin
 from marginflow.runs import Run
 from marginflow.theorems._certificates import Certificates, certify
 from marginflow.theorems._regularity import Jumps, Kinks, find_jumps, find_kinks
 from marginflow.theorems._site import Site
 from marginflow.theorems._verdict import Hypothesis
 from marginflow.training import smoothness
+
+if TYPE_CHECKING:
+    from marginflow.references import Kappa, MaxMargin
 
 _KINDS = ("train", "flow")
 _SITES = 10
@@ -157,6 +159,8 @@ class Evidence:
     @cached_property
     def svm(self) -> MaxMargin:
         """ū and γ_m of the original data (Eq. 7)."""
+        from marginflow.references import max_margin
+
         return max_margin(self.rows, self.labels)
 
     @property
@@ -172,6 +176,8 @@ class Evidence:
     @cached_property
     def kappa(self) -> Kappa | None:
         """κ of Lemma 7, or None for data that are not separable."""
+        from marginflow.references import kappa
+
         return kappa(self.rows, self.labels) if self.separable else None
 
     @cached_property

@@ -7,7 +7,6 @@ import math
 import torch
 
 from marginflow.alignment import angle
-from marginflow.references import robust_svm
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
 
@@ -19,6 +18,8 @@ def appendix_b5(evidence: Evidence) -> Verdict:
 
     For the exact ℓp perturbation of a deep linear network, any p ∈ [1, ∞], FGSM being p = ∞.
     """
+    from marginflow.references import robust_svm
+
     attack = evidence.attack
     exact = (
         attack is not None

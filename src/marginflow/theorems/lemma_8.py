@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from marginflow.references import Kappa
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
+
+if TYPE_CHECKING:
+    from marginflow.references import Kappa
 
 _SAMPLES = 400
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
@@ -22,9 +23,10 @@ from marginflow.errors import DivergedError, InputError
 from marginflow.models import load_weights
 from marginflow.training._callback import Callback
 from marginflow.training._rates import Rate, build_rate
+from marginflow.training._shrinking import Part, Shrinking
 
-_Stream = Literal["order", "attack", "global"]
-_STREAMS: dict[_Stream, int] = {"order": 0, "attack": 1, "global": 2}
+_Stream = Literal["order", "attack", "global", "examination"]
+_STREAMS: dict[_Stream, int] = {"order": 0, "attack": 1, "global": 2, "examination": 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +34,8 @@ class TrainingState:
     """All that the rest of a training depends on, taken between two steps.
 
     Attributes:
-        tensors: weights (``model.…``), momentum (``momentum.…``), what callbacks keep, the
-            clock and the random state.
+        tensors: weights (``model.…``), momentum (``momentum.…``), what callbacks keep, who is left
+            out (``shrinking.…``), the clock and the random state.
         epoch: completed epochs.
         step: completed steps (mini-batch updates).
         batch: completed batches of the running epoch.
@@ -65,9 +67,10 @@ class Trainer:
         momentum: heavy-ball momentum in [0, 1) as in torch.optim.SGD; 0 is Algorithm 1.
         seed: seed of the batch order and of random starts.
         callbacks: told of each step and epoch, in this order.
+        shrinking: leaves examples of no weight out of the epochs; None trains on all.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range; a training that cannot be shrunk.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Trainer:
         momentum: float = 0.0,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
+        shrinking: Shrinking | None = None,
     ) -> None:
         self.engine = engine
         self.data = data
@@ -101,7 +105,7 @@ class Trainer:
             raise InputError(f"momentum: expected a number below 1, got {momentum!r}")
         self.seed = whole("seed", seed, least=0)
         self.callbacks = tuple(callbacks)
-        self.optimizer = torch.optim.SGD(engine.parameters, lr=1.0, momentum=self.momentum)
+        self._velocities: list[Tensor | None] = [None] * len(engine.parameters)
         self.epoch = 0
         self.step = 0
         self._batch = 0
@@ -115,7 +119,11 @@ class Trainer:
         self._global_state: Tensor | None = None
         self._undo: dict[str, Tensor] = {}
         self._undo_time = -math.inf
+        self._zeros: tuple[Tensor, ...] = ()
+        self.shrinking = shrinking
         self.rate.check(self)
+        if shrinking is not None:
+            shrinking.check(self)
 
     @property
     def model(self) -> nn.Module:
@@ -167,7 +175,8 @@ class Trainer:
                     self._run_epoch(interrupted)
                 self._tell("on_end")
             finally:
-                self.optimizer.zero_grad(set_to_none=True)
+                for parameter in self.engine.parameters:
+                    parameter.grad = None
                 for module, training in modes.items():
                     module.training = training
 
@@ -178,14 +187,16 @@ class Trainer:
     def state(self) -> TrainingState:
         """A copy of the present state, for a checkpoint."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, parameter in enumerate(self.engine.parameters):
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{index}"] = buffer
+        for index, velocity in enumerate(self._velocities):
+            if velocity is not None:
+                tensors[f"momentum.{index}"] = velocity
         tensors |= {f"undo.{name}": value for name, value in self._undo.items()}
         for callback in self.callbacks:
             for name, value in callback.state().items():
                 tensors[f"callback.{type(callback).__name__}.{name}"] = value
+        if self.shrinking is not None:
+            for name, value in self.shrinking.state().items():
+                tensors[f"shrinking.{name}"] = value
         tensors["clock"] = torch.tensor([self.log_time, self._undo_time], dtype=torch.float64)
         tensors["random.global"] = torch.get_rng_state()
         return TrainingState(
@@ -208,12 +219,14 @@ class Trainer:
         self._undo = _under("undo.", state.tensors)
         for callback in self.callbacks:
             callback.restore(_under(f"callback.{type(callback).__name__}.", state.tensors))
+        if self.shrinking is not None:
+            self.shrinking.restore(_under("shrinking.", state.tensors), self.data.x.device)
         self.rate.state = dict(state.rate)
         self.log_time, self._undo_time = state.tensors["clock"].tolist()
         for index, parameter in enumerate(self.engine.parameters):
-            buffer = state.tensors.get(f"momentum.{index}")
-            if buffer is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter).clone()
+            velocity = state.tensors.get(f"momentum.{index}")
+            if velocity is not None:
+                self._velocities[index] = velocity.to(parameter).clone()
         self._global_state = state.tensors["random.global"].clone()
         self.epoch, self.step, self._batch = state.epoch, state.step, state.batch
         self._loss_sum, self._correct = state.loss_sum, state.correct
@@ -222,18 +235,26 @@ class Trainer:
         """``ln L`` of the whole training set at the present weights, under the attack."""
         return self.engine.log_loss(self.data.x, self.data.y, self._generator())
 
+    def examination_generator(self) -> torch.Generator | None:
+        """The source of the random starts of an examination before the next epoch, if there are any."""
+        return self._source("examination", self.epoch)
+
     def _run_epoch(self, interrupted: threading.Event) -> None:
         order = self._order()
+        parts = self._parts(order)
         if self.rate.undoes and self._batch == 0:
             self._undo = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
             self._undo_time = self.log_time
         for batch in range(self._batch, self.steps_per_epoch):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            if order is None:
+            if parts is not None:
+                rows = parts[batch].rows
+                x, y = self.data.x[rows], self.data.y[rows]
+            elif order is None:
                 x, y = self.data.x, self.data.y
             else:
                 x, y = self.data.x[order[part]], self.data.y[order[part]]
-            if not self._take_step(x, y):
+            if not self._take_step(x, y, None if parts is None else parts[batch]):
                 self._loss_sum = math.inf
                 break
             self._batch = batch + 1
@@ -247,41 +268,53 @@ class Trainer:
             self.log_time = self._undo_time
         self._undo = {}
         self.epoch += 1
+        if self.shrinking is not None:
+            self.shrinking.end_epoch(self)
         self._batch, self._loss_sum, self._correct = 0, 0.0, 0
         self._tell("on_step")
         self._tell("on_epoch")
         if self.epoch < self.epochs:
             self._stop_if(interrupted)
 
-    def _take_step(self, x: Tensor, y: Tensor) -> bool:
-        """One update; False where the loss overflows in an epoch that can still be undone."""
+    def _take_step(self, x: Tensor, y: Tensor, part: Part | None = None) -> bool:
+        """One update; False where the loss overflows in an epoch that can still be undone.
+
+        Args:
+            x: the examples of the batch, without those left out.
+            y: their labels.
+            part: of which batch they are left, if anybody is left out.
+        """
         reference = self.rate.log_reference
         in_place = self._in_place
+        size = len(y) if part is None else part.size
+        count = {} if len(y) == size else {"count": size}
         if in_place:
             self.learning_rate = self.rate.rate(self)
-            result = self.engine.descend(x, y, self.learning_rate, self._generator())
+        if len(y) == 0:
+            result = self._nothing()
+        elif in_place:
+            result = self.engine.descend(x, y, self.learning_rate, self._generator(), **count)
         else:
-            result = self.engine(x, y, self._generator(), reference)
+            result = self.engine(x, y, self._generator(), reference, **count)
         loss = float(result.loss)
+        if part is not None:
+            loss += part.loss / size
         if not math.isfinite(loss):
             if self.rate.undoes and self._batch > 0:
                 return False
             raise self._diverged(result)
-        self._gradients = None if in_place else result.gradients
+        self._gradients = None if in_place and len(y) else result.gradients
         if not in_place:
             self.learning_rate = self.rate.rate(self)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate
-            for parameter, gradient in zip(self.engine.parameters, result.gradients, strict=True):
-                parameter.grad = gradient
-            self.optimizer.step()
+            self._descend(result.gradients)
         self.step += 1
         self.rate.after_step(self)
         self.step_loss = loss
         log_step = math.log(self.learning_rate) - (reference or 0.0)
         self.log_time = float(np.logaddexp(self.log_time, log_step))
-        self._loss_sum += loss * len(y)
-        self._correct += int((result.margins > 0).sum())
+        self._loss_sum += loss * size
+        # Those left out had positive scores.
+        self._correct += int((result.margins > 0).sum()) + size - len(y)
         return True
 
     @property
@@ -289,11 +322,49 @@ class Trainer:
         """Whether the step can be taken without the gradient."""
         return self.engine.in_place and self.rate.known and self.momentum == 0
 
+    def _descend(self, gradients: Sequence[Tensor]) -> None:
+        """``v ← μv + G, W ← W − ηv``, with v = G at first, by the function behind torch.optim.SGD.
+
+        An SGD object would import torch's compiler, which takes most of a second and is not used.
+        """
+        with torch.no_grad():
+            sgd(
+                list(self.engine.parameters),
+                list(gradients),
+                self._velocities,
+                lr=self.learning_rate,
+                momentum=self.momentum,
+                dampening=0.0,
+                nesterov=False,
+                weight_decay=0.0,
+                maximize=False,
+            )
+
+    def _parts(self, order: Tensor | None) -> list[Part] | None:
+        """What is left of each batch of the epoch; None where everybody is kept."""
+        if self.shrinking is None:
+            return None
+        if self._batch == 0:
+            self.shrinking.begin_epoch(self)
+        if order is None:
+            order = torch.arange(self.data.n, device=self.data.x.device)
+        return self.shrinking.parts(order, self.batch_size)
+
+    def _nothing(self) -> LossGradient:
+        """What a batch gives of which nobody is left."""
+        if not self._zeros:
+            self._zeros = tuple(torch.zeros_like(p) for p in self.engine.parameters)
+        empty = self._zeros[0].new_empty(0)
+        return LossGradient(empty.sum(), self._zeros, empty, empty)
+
     def _generator(self) -> torch.Generator | None:
         """The source of the next step's random start, if the attack has one."""
+        return self._source("attack", self.step)
+
+    def _source(self, stream: _Stream, index: int) -> torch.Generator | None:
         if self.engine.attack is None or not self.engine.attack.random:
             return None
-        return torch.Generator().manual_seed(_seed(self.seed, "attack", self.step))
+        return torch.Generator().manual_seed(_seed(self.seed, stream, index))
 
     def _order(self) -> Tensor | None:
         if self.batch_size == self.data.n:

@@ -50,6 +50,7 @@ class Measuring(Callback):
                 epoch_accuracy=trainer.epoch_accuracy,
                 **{key: value for gauge in self.gauges for key, value in gauge.read().items()},
                 **trainer.rate.state,
+                **(trainer.shrinking.record() if trainer.shrinking is not None else {}),
             )
 
 

@@ -8,9 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from marginflow.flow import State
 
 _EVERY = 0.1  # seconds
@@ -24,6 +21,9 @@ class FlowProgress:
     """
 
     def __init__(self, log_time: float | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         self.goal = None if log_time is None else _place(log_time)
         columns = [TextColumn("{task.description}"), TimeElapsedColumn()]
         if self.goal is not None:

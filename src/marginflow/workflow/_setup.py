@@ -25,7 +25,7 @@ from marginflow.workflow._provenance import provenance
 
 _NOUNS = {"train": "training", "flow": "flow"}
 _VERBS = {"train": "mf.train", "flow": "mf.gradient_flow"}
-_BEFORE = {"engine": "autograd"}
+_BEFORE = {"engine": "autograd", "shrink": False}
 """What held of runs that were recorded before there was a choice."""
 
 

@@ -29,6 +29,7 @@ from marginflow.training import (
     Gauge,
     NormGrowth,
     Rate,
+    Shrinking,
     Trainer,
     TrainingState,
     log_spaced,
@@ -61,6 +62,7 @@ def train(
     device: torch.device | str = "cpu",
     engine: EngineName = "auto",
     perturbation_precision: PerturbationPrecision | None = None,
+    shrink: bool = False,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -99,6 +101,8 @@ def train(
         perturbation_precision: ``float32`` (the default: the model's own) or ``bf16``: the
             attack sees the network in bfloat16. Measurements never do. Its effect on the margins
             at the end is in ``run.config["perturbation_effect"]``.
+        shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| together are below one
+            rounding of all: see :class:`marginflow.training.Shrinking`. Measurements take all.
         out: run directory; None keeps the run in memory.
         resume: continue the run in ``out`` (which may lie finished; then nothing is done).
         force: replace a run that ``out`` already holds.
@@ -159,6 +163,7 @@ def train(
         epochs=epochs,
         momentum=momentum,
         seed=setup.seed,
+        shrinking=Shrinking() if shrink else None,
     )
     own = {
         "lr": trainer.rate.spec,
@@ -167,6 +172,7 @@ def train(
         "momentum": trainer.momentum,
         "derivative": derivative,
         **worker.settings,
+        "shrink": shrink,
         "measure": measure,
         "schedule": None if schedule is None else sorted(schedule),
         "keep_weights": keep_weights,
