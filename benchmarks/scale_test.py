@@ -149,13 +149,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, help="of the attacks")
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 2, 4, 8, 16], metavar="C")
     parser.add_argument("--out", type=Path, help="the figure; written as .png and as .svg")
+    asked = parser.parse_args()
     for module in MODULES.values():
         if importlib.util.find_spec(module) is None:
             parser.error(
                 f"{module} is missing; run me with .venv-extras/bin/python (make test-extras makes "
                 "it), or pip install 'marginflow[attack-libraries]'"
             )
-    return parser.parse_args()
+    return asked
 
 
 def main() -> None:
