@@ -90,7 +90,10 @@ def arguments() -> argparse.Namespace:
     asked.threads = asked.threads or ([2] if asked.short else [1, 2])
     set_clock(parser, asked)
     asked.examples = asked.examples or (1200 if asked.short else None)
-    asked.loops = asked.loops or [n for n in LOOPS if asked.compile or n != "torch.compile"]
+    left_out = set() if asked.compile else {"torch.compile"}
+    if asked.imitate_slow_mkl:
+        left_out.add(BF16)  # the units for it are held back, too
+    asked.loops = asked.loops or [name for name in LOOPS if name not in left_out]
     for name in asked.loops:
         module = LOOPS[name].module
         if module is not None and importlib.util.find_spec(module) is None:
