@@ -1,14 +1,18 @@
-"""How far the gradient flow is followed, and how far raw time gets with the same tolerance.
+"""How far and how fast the gradient flow is followed, and how far raw time gets with the same tolerance.
 
-Four measurements, each of which can be left out:
+Several measurements, each of which can be left out:
 
-    python benchmarks/flow.py                         # all but MNIST, about three minutes
+    python benchmarks/flow.py                         # all but MNIST, some minutes
+    python benchmarks/flow.py --short                 # a few seconds: linear, deep, parts, kinks to ln t = 10
     python benchmarks/flow.py --only linear raw
+    python benchmarks/flow.py --only linear deep kinks --autograd    # without the closed forms
     MARGINFLOW_DATA=DATA python benchmarks/flow.py --only mnist
 
 linear  two layers (10-16-1, n = 20, ℓ2, ε = 0.05) to ln t = 10⁶: the angle to the max-margin
-        direction, γ_m − ε − γ̂_m, ργ̂_m/ln t
+        direction, γ_m − ε − γ̂_m, ργ̂_m/ln t; the work; twice, the first time with what is imported late
 deep    three and four layers to ln t = 10⁵
+parts   one evaluation of the field and one Jacobian, in closed form and by autograd
+modes   Jacobians by autograd in reverse mode and in forward mode
 raw     the same two-layer flow as dW/dt = −∇L in t itself, by scipy's integrators with the same
         tolerance and 30 s each: the ln t that they reach
 kinks   ℓ/ρ along flows with and without jumps of ln L: how often it falls
@@ -26,10 +30,14 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
+from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.integrate import BDF, DOP853, LSODA, OdeSolver, Radau
+from threadpoolctl import threadpool_limits
+from torch.func import functional_call, grad, jacfwd, jacrev
 
 import marginflow as mf
 from marginflow.alignment import angle
@@ -41,6 +49,8 @@ DATA = "separable:n=20,d=10,margin=0.22,seed=1"
 EPS = 0.05
 ATTACK = f"exact-linear:p=2,eps={EPS}"
 RTOL = 1e-8
+
+Vector = NDArray[np.float64]
 
 
 def svm_of(spec: str) -> MaxMargin:
@@ -56,17 +66,112 @@ def turned(model: torch.nn.Module, svm: MaxMargin) -> float:
 
 def follow(spec: str, log_time: float, seed: int) -> None:
     svm = svm_of(DATA)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     flow = mf.gradient_flow(spec, DATA, attack=ATTACK, log_time=log_time, seed=seed)
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, time.process_time() - used
     gap = svm.margin - EPS - flow.final["normalized_margin"]
     print(
-        f"{spec:20s} seed {seed}: ln t = {flow.log_time:.7g} in {seconds:5.1f} s, {flow.steps} steps, "
-        f"{flow.evaluations} evaluations, {flow.jacobians} Jacobians; angle to the SVM "
+        f"{spec:20s} seed {seed}: ln t = {flow.log_time:.7g} in "
+        f"{seconds:5.2f} s (CPU {used:.2f} s), {flow.steps} steps, {flow.evaluations} evaluations, "
+        f"{flow.jacobians} Jacobians, {flow.factorizations} factorisations; angle to the SVM "
         f"{turned(flow.model, svm):.2e} rad, γ_m − ε − γ̂_m = {gap:.1e}, ργ̂_m/ln t = "
         f"{flow.final['margin'] / flow.log_time:.6f}",
         flush=True,
     )
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """The median of 9 runs, after one that is not counted."""
+    work()
+    taken = []
+    for _ in range(9):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return 1e3 * float(np.median(taken))
+
+
+def both(model: torch.nn.Module, data: mf.Dataset, attack: str | None) -> tuple[Field, Field]:
+    """The field in closed form and by autograd."""
+    ours, theirs = (
+        Field(
+            model,
+            data.x,
+            data.y,
+            loss=get_loss("exponential"),
+            attack=mf.attacks.build(attack),
+            derivative="total",
+            closed=closed,
+        )
+        for closed in (True, False)
+    )
+    return ours, theirs
+
+
+def parts(seed: int) -> None:
+    """One evaluation and one Jacobian on one thread, and how far the two ways are apart."""
+    cases = [
+        ("deep-linear:16", ATTACK),
+        ("deep-linear:16,16", ATTACK),
+        ("deep-linear:16,16,16", ATTACK),
+        ("mlp:16,activation=squared-relu", None),
+        ("mlp:16,activation=squared-relu", f"fgm:eps={EPS}"),
+        ("mlp:16", f"fgsm:eps={EPS}"),
+        ("mlp:40,20", f"fgsm:eps={EPS}"),
+    ]
+    data = mf.load(DATA).to(dtype=torch.float64)
+    for spec, name in cases:
+        model = mf.models.build(spec, input_shape=data.shape, outputs=1, seed=seed).double()
+        ours, theirs = both(model, data, name)
+        w = ours.read()
+
+        def again(field: Field, work: Callable[[Vector], object], w: Vector = w) -> float:
+            return milliseconds(lambda: (field.forget(), work(w)))
+
+        field = [again(f, f.velocity) for f in (ours, theirs)]
+        dense = [again(f, f.jacobian) for f in (ours, theirs)]
+        few = ""
+        if ours.has_low_rank:
+            rank = ours.low_rank(w).basis.shape[1]
+            few = f", {again(ours, ours.low_rank):.2f} in {rank} directions"
+        expected = theirs.jacobian(w)
+        gap = np.linalg.norm(ours.jacobian(w) - expected) / np.linalg.norm(expected)
+        print(
+            f"{spec:32s} {name or 'none':26s} N = {len(w):4d}: field {field[0]:.3f} ms (autograd "
+            f"{field[1]:.3f}), Jacobian {dense[0]:.2f}{few} (autograd {dense[1]:.2f}; apart by {gap:.0e})",
+            flush=True,
+        )
+
+
+def modes(seed: int) -> None:
+    """``∂∇ln L/∂W`` of the exponential loss: reverse over reverse, forward over reverse."""
+    data = mf.load(DATA).to(dtype=torch.float64)
+    bent = {"activation": "squared-relu", "seed": seed}
+    cases = [
+        ("10-16-1 linear", mf.models.deep_linear(10, 16, 1, seed=seed), data.x),
+        ("10-16-1 squared ReLU", mf.models.mlp(10, 16, 1, **bent), data.x),
+        ("10-40-20-1 squared ReLU", mf.models.mlp(10, 40, 20, 1, **bent), data.x),
+        ("convolutional linear, 3 layers", mf.models.conv_linear(10, 3, seed=seed), data.x),
+    ]
+    for name, model, x in cases:
+        weights = {k: p.detach().double() for k, p in model.named_parameters()}
+        w = torch.cat([p.reshape(-1) for p in weights.values()])
+        sizes = [p.numel() for p in weights.values()]
+
+        def log_loss(w: torch.Tensor, model=model, x=x, weights=weights, sizes=sizes):
+            split = zip(weights.items(), torch.split(w, sizes), strict=True)
+            placed = {k: part.reshape(p.shape) for (k, p), part in split}
+            return torch.logsumexp(-functional_call(model, placed, (x,))[:, 0] * data.y, dim=0)
+
+        slope = grad(log_loss)
+        reverse, forward = (
+            milliseconds(lambda mode=mode, slope=slope, w=w: mode(slope)(w))
+            for mode in (jacrev, jacfwd)
+        )
+        print(
+            f"{name:32s} N = {len(w):4d}: reverse {reverse:.1f} ms, forward {forward:.1f} ms",
+            flush=True,
+        )
 
 
 def raw(name: str, limit: float, seed: int) -> None:
@@ -122,21 +227,22 @@ def raw(name: str, limit: float, seed: int) -> None:
     )
 
 
-def kinks(seed: int) -> None:
+def kinks(seed: int, log_times: tuple[float, float] = (1000.0, 100.0)) -> None:
     generator = torch.Generator().manual_seed(0)
     deltas = torch.randn(8, 10, dtype=torch.float64, generator=generator)
     finite = mf.attacks.FiniteSet(EPS * deltas / deltas.norm(dim=1, keepdim=True))
+    far, near = log_times
     cases: list[tuple[str, mf.attacks.Attack | str | None, float, float | None]] = [
-        ("mlp:16,activation=squared-relu", f"fgm:eps={EPS}", 1000.0, None),
-        ("mlp:16", finite, 100.0, None),
-        ("mlp:16", None, 100.0, None),
+        ("mlp:16,activation=squared-relu", f"fgm:eps={EPS}", far, None),
+        ("mlp:16", finite, near, None),
+        ("mlp:16", None, near, None),
     ]
     # Where ln L jumps the falls do not go away with the step.
     for finer in (1e-3, 2e-4):
         cases += [
-            ("mlp:16", f"fgsm:eps={EPS}", 100.0, finer),
-            ("mlp:16", f"fgm:eps={EPS}", 100.0, finer),
-            ("mlp:16,activation=squared-relu", f"fgsm:eps={EPS}", 100.0, finer),
+            ("mlp:16", f"fgsm:eps={EPS}", near, finer),
+            ("mlp:16", f"fgm:eps={EPS}", near, finer),
+            ("mlp:16,activation=squared-relu", f"fgsm:eps={EPS}", near, finer),
         ]
     for spec, attack, log_time, rtol in cases:
         started = time.perf_counter()
@@ -155,7 +261,8 @@ def kinks(seed: int) -> None:
             f"{spec:32s} {name!s:14s} rtol {flow.tolerance:g}, ln t = {flow.log_time:6.1f}: "
             f"ℓ/ρ fell on {flow.falls} of {flow.separated_steps} steps ({share:.1%}), "
             f"largest {flow.final['largest_fall']:.1e}; net growth of ℓ/ρ {growth:+.3g}; "
-            f"γ̂_m fell on {flow.final['margin_falls']}; {time.perf_counter() - started:.1f} s",
+            f"γ̂_m fell on {flow.final['margin_falls']}; {flow.evaluations} evaluations, "
+            f"{time.perf_counter() - started:.2f} s",
             flush=True,
         )
         for note in flow.notes:
@@ -163,6 +270,14 @@ def kinks(seed: int) -> None:
 
 
 def mnist(seed: int, log_time: float) -> None:
+    images = mf.load("mnist:3,8,n=1000").to(dtype=torch.float64)
+    model = mf.models.build("mlp:64", input_shape=images.shape, outputs=1, seed=seed).double()
+    with threadpool_limits(limits=torch.get_num_threads()):
+        times = [
+            milliseconds(lambda field=field: (field.forget(), field.velocity(field.read())))
+            for field in both(model, images, "fgsm:eps=16/255")
+        ]
+    print(f"field {times[0]:.1f} ms in closed form, {times[1]:.1f} ms by autograd", flush=True)
     started = time.perf_counter()
     flow = mf.gradient_flow(
         "mlp:64", "mnist:3,8,n=1000", attack="fgsm:eps=16/255", log_time=log_time, seed=seed
@@ -177,26 +292,41 @@ def mnist(seed: int, log_time: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmarks of the gradient flow.")
-    parts = ["linear", "deep", "raw", "kinks", "mnist"]
-    parser.add_argument("--only", nargs="+", choices=parts, default=parts[:-1])
+    names = ["linear", "deep", "parts", "modes", "raw", "kinks", "mnist"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names[:-1])
+    parser.add_argument("--autograd", action="store_true", help="flows without closed forms")
+    parser.add_argument("--short", action="store_true", help="what takes a few seconds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=30.0, help="seconds for each raw integrator")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.short:
+        arguments.only = ["linear", "deep", "parts", "kinks"]
     print(
         f"torch {torch.__version__}, {arguments.threads} threads, {DATA}, {ATTACK}, rtol {RTOL:g}"
     )
+    if arguments.autograd:
+        slow = functools.partial(Field, closed=False)
+        mock.patch("marginflow.workflow._flow.Field", slow).start()
     if "linear" in arguments.only:
-        follow("deep-linear:16", 1e6, arguments.seed)
+        for _ in range(2):
+            follow("deep-linear:16", 1e6, arguments.seed)
     if "deep" in arguments.only:
         follow("deep-linear:16,16", 1e5, arguments.seed)
         follow("deep-linear:16,16,16", 1e5, arguments.seed)
+    if "parts" in arguments.only:
+        torch.set_num_threads(1)  # threads that wait for each other would be measured
+        with threadpool_limits(limits=1):
+            parts(arguments.seed)
+        torch.set_num_threads(arguments.threads)
+    if "modes" in arguments.only:
+        modes(arguments.seed)
     if "raw" in arguments.only:
         for name in ("LSODA", "BDF", "Radau", "DOP853"):
             raw(name, arguments.limit, arguments.seed)
     if "kinks" in arguments.only:
-        kinks(arguments.seed)
+        kinks(arguments.seed, (10.0, 10.0) if arguments.short else (1000.0, 100.0))
     if "mnist" in arguments.only:
         mnist(arguments.seed, 300.0)
 

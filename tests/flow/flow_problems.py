@@ -28,8 +28,9 @@ def field_of(
     *,
     loss: str = "exponential",
     derivative: str = "total",
+    closed: bool = True,
 ) -> Field:
-    """The field of a model in float64."""
+    """The field of a model in float64, in closed form where there is one (unless not ``closed``)."""
     return Field(
         model,
         data.x,
@@ -37,6 +38,7 @@ def field_of(
         loss=get_loss(loss),
         attack=mf.attacks.build(attack),  # type: ignore[arg-type]
         derivative=derivative,  # type: ignore[arg-type]
+        closed=closed,
     )
 
 

@@ -24,11 +24,12 @@ CASES = [
 _STEP = 1e-6
 
 
+@pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("loss", ["exponential", "logistic"])
 @pytest.mark.parametrize("derivative", ["detached", "total"])
 @pytest.mark.parametrize(("activation", "attack"), CASES)
 def test_field_slope_jacobian_and_curvature(
-    activation: str, attack: str | None, derivative: str, loss: str
+    activation: str, attack: str | None, derivative: str, loss: str, closed: bool
 ) -> None:
     data = mf.load("separable:n=8,d=4,margin=0.3,seed=1").to(dtype=torch.float64)
     model = mf.models.mlp(4, 6, 5, 1, activation=activation, seed=3).double()
@@ -36,7 +37,7 @@ def test_field_slope_jacobian_and_curvature(
         for p in model.parameters():
             p.mul_(1.6)
     found = finite_set(4, 5, 0.03) if attack == "finite" else attack
-    field = field_of(model, data, found, loss=loss, derivative=derivative)
+    field = field_of(model, data, found, loss=loss, derivative=derivative, closed=closed)
     w = field.read()
     u = np.random.default_rng(0).standard_normal(len(w))
     up, down = field(w + _STEP * u), field(w - _STEP * u)

@@ -150,7 +150,7 @@ def test_a_stiff_flow_that_stalls_hands_over_and_takes_back() -> None:
 
 
 def test_many_weights_go_by_an_explicit_integrator() -> None:
-    width = DENSE_LIMIT // 4 + 1
+    width = DENSE_LIMIT // 4 + 1  # a Jacobian of a rank half as large as N, still too many numbers
     flow = mf.gradient_flow(f"deep-linear:{width}", SMALL, log_time=6.0)
     assert flow.notes[0].startswith("runge-kutta from the start")
     assert "too many for a dense Jacobian" in flow.notes[0]
@@ -159,6 +159,17 @@ def test_many_weights_go_by_an_explicit_integrator() -> None:
     assert "as asked" in asked.notes[0]
     stiff = mf.gradient_flow("deep-linear:4", SMALL, log_time=6.0)
     assert asked.final["norm_product"] == pytest.approx(stiff.final["norm_product"], rel=1e-3)
+
+
+def test_a_jacobian_of_low_rank_is_formed_for_more_weights() -> None:
+    data = "separable:n=20,d=60,margin=0.3,seed=1"
+    options: dict[str, Any] = {"log_time": 8.0, "schedule": [8.0], "seed": 0}
+    flow = mf.gradient_flow("deep-linear:60", data, **options)
+    assert flow.notes == ("stiff from the start: no jump was found, 3660 weights",)
+    assert flow.jacobians > 10
+    explicit = mf.gradient_flow("deep-linear:60", data, method="runge-kutta", rtol=1e-7, **options)
+    assert flow.final["norm_product"] == pytest.approx(explicit.final["norm_product"], rel=1e-5)
+    assert flow.log_norm == pytest.approx(explicit.log_norm, rel=1e-5)
 
 
 def test_resuming_gives_the_bits_of_an_uninterrupted_flow(tmp_path: Path) -> None:
@@ -177,6 +188,7 @@ def test_resuming_gives_the_bits_of_an_uninterrupted_flow(tmp_path: Path) -> Non
         assert mf.load_run(cut).config["log_time"] == far
         again = mf.gradient_flow(spec, SMALL, log_time=far, out=cut, resume=True, **options)
         assert again.steps == full.steps
+        assert again.factorizations == full.factorizations
         assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
 
 

@@ -265,6 +265,12 @@ def hooked() -> nn.Module:
     return model
 
 
+def patched() -> nn.Module:
+    model = mlp(12, 5, 1, seed=1)
+    model.get_submodule("linear1").forward = lambda x: x[:, :5]  # type: ignore[method-assign]
+    return model
+
+
 def shared() -> nn.Module:
     layer = nn.Linear(12, 12, bias=False)
     return nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(12, 1, bias=False))
@@ -290,12 +296,13 @@ def frozen() -> nn.Module:
         mf.models.cnn((1, 8, 8), 1, channels=(2, 2), hidden=4, kernel=3, seed=0),
         mf.models.diagonal_linear(12, 2, seed=0),
         hooked(),
+        patched(),
         shared(),
         frozen(),
     ],
     ids=[
         *("bias", "tanh", "dropout", "activation-first", "activation-last", "shapes", "skip"),
-        *("empty", "cnn", "diagonal", "hook", "shared", "frozen"),
+        *("empty", "cnn", "diagonal", "hook", "patched", "shared", "frozen"),
     ],
 )
 def test_other_networks_are_left_to_autograd(model: nn.Module) -> None:

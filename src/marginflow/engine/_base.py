@@ -96,6 +96,16 @@ class Engine(ABC):
     def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The scores z_i at the perturbed inputs, (n,), without gradients."""
 
+    def reach(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The scores z_i at the perturbed inputs, and how far each can move the weights.
+
+        Returns:
+            z, (n,); ``max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F``, (n,), or None where it costs a pass an example.
+        """
+        return self.scores(x, y, generator), None
+
     def descend(
         self,
         x: Tensor,

@@ -176,6 +176,12 @@ class DenseNetwork:
         return tuple(d @ h.mT for d, h in self._factors(x))
 
     @torch.no_grad()
+    def gradient_norms(self, x: Tensor) -> Tensor:
+        """``‖∂/∂W_k‖_F`` of each example alone, of the last :meth:`backward`, (n, L): ‖d_k‖‖h_{k−1}‖."""
+        factors = self._factors(x)
+        return torch.stack([d.norm(dim=0) * h.norm(dim=0) for d, h in factors], dim=1)
+
+    @torch.no_grad()
     def descend(self, x: Tensor, rate: float) -> None:
         """``W_k ← W_k − rate ∂/∂W_k`` of the last :meth:`backward`, without forming the gradient."""
         for weight, (d, h) in zip(self.weights, self._factors(x), strict=True):
@@ -240,7 +246,7 @@ def _differentiate(activation: Activation, d: Tensor, h: Tensor, rectified: Tens
 
 def _sequence(model: nn.Module) -> list[nn.Module] | None:
     """The modules in the order of their use; None if it is not given by ``nn.Sequential`` alone."""
-    if any(getattr(model, hooks, None) for hooks in _HOOKS):
+    if "forward" in vars(model) or any(getattr(model, hooks, None) for hooks in _HOOKS):
         return None
     # By its forward and not by its class: a subclass may do other things.
     if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from marginflow.attacks import Attack, Derivative
 from marginflow.engine._base import Engine, LossGradient
+from marginflow.engine._captured import CapturedStep
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._perturber import Perturber
 from marginflow.engine._products import Products, multiplying
 from marginflow.errors import InputError, ModelError
 from marginflow.losses import Loss, margins_of
+
+_CAPTURED_ROWS = 4096
+_CAPTURED_SIZES = 8
 
 PerturbationPrecision = Literal["float32", "bf16"]
 """Precision of the network that the attack sees; ``float32`` stands for the model's own."""
@@ -76,6 +81,9 @@ class FusedEngine(Engine):
             self.seen = network.in_precision(torch.bfloat16)
         self._perturber = None if attack is None else Perturber(self.seen, attack)
         self._descended: Tensor | None = None
+        self._last: FusedEngine | None = None
+        self._captured: dict[tuple[Any, ...], tuple[FusedEngine, CapturedStep] | None] = {}
+        self._seen_once: set[tuple[Any, ...]] = set()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -117,18 +125,76 @@ class FusedEngine(Engine):
         count: int | None = None,
     ) -> LossGradient:
         """``W ← W − rate G`` in place, unless L is not finite; arguments as for :meth:`Engine.descend`."""
+        captured = self._captured_step(x, y, rate, count) if x.is_cuda else None
+        if captured is not None:
+            engine, step = captured
+            self._last = engine
+            return step(x, y)
+        return self._descend(x, y, rate, generator, count, lambda loss: math.isfinite(float(loss)))
+
+    def _descend(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rate: float,
+        generator: torch.Generator | None,
+        count: int | None,
+        accept: Callable[[Tensor], bool],
+    ) -> LossGradient:
+        """One step, where ``accept`` says yes to its loss."""
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
             outputs = self.network.forward(z).mT
             loss, margins, seeds = self._slopes(outputs, y, None, count)
-            if math.isfinite(float(loss)):
+            if accept(loss):
                 self.network.backward(z, seeds.mT)
                 self.network.descend(z, rate)
                 self._descended = z
             return LossGradient(loss, (), margins, outputs)
 
+    def _captured_step(
+        self, x: Tensor, y: Tensor, rate: float, count: int | None
+    ) -> tuple[FusedEngine, CapturedStep] | None:
+        """The step as a CUDA graph, from the second batch of its size on, if it can be one."""
+        attack = self.attack
+        if len(x) > _CAPTURED_ROWS or (
+            attack is not None and (attack.random or not Perturber.in_place(attack))
+        ):
+            return None
+        key = (tuple(x.shape), y.dtype, rate, count)
+        if key in self._captured:
+            return self._captured[key]
+        if key not in self._seen_once:
+            self._seen_once.add(key)
+            return None
+        self._captured[key] = None
+        if len(self._captured) <= _CAPTURED_SIZES:
+            # Of its own, for a graph holds addresses: these buffers are never given up.
+            engine = FusedEngine(
+                self.model,
+                self.loss,
+                attack,
+                shape=x.shape[1:],
+                products=self.products,
+                perturbation_precision=self.perturbation_precision,
+            )
+
+            def step(x: Tensor, y: Tensor) -> LossGradient:
+                return engine._descend(x, y, rate, None, count, lambda loss: True)
+
+            try:
+                self._captured[key] = (engine, CapturedStep(step, self.network.weights, x, y))
+            except RuntimeError as error:
+                warnings.warn(
+                    f"CUDA cannot capture the step ({error}); it is launched in pieces",
+                    stacklevel=2,
+                )
+        return self._captured[key]
+
     def last_gradients(self) -> tuple[Tensor, ...]:
         """G of the last :meth:`descend`: its factors are in the buffers until the next call."""
+        if self._last is not None:
+            return self._last.last_gradients()
         if self._descended is None:
             raise RuntimeError("no step whose factors are still there")
         with multiplying(self.products):
@@ -145,8 +211,23 @@ class FusedEngine(Engine):
             outputs = self.network.forward(self._perturbed(x, y, generator)).mT
             return self.loss.scores(outputs, y).clone()
 
+    def reach(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores and ``max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F``; see :meth:`Engine.reach`."""
+        with multiplying(self.products), torch.no_grad():
+            z = self._perturbed(x, y, generator)
+            f = self.network.forward(z).mT
+            with torch.enable_grad():
+                f = f.clone().requires_grad_()
+                scores = self.loss.scores(f, y)
+                (seeds,) = torch.autograd.grad(scores.sum(), f)
+            self.network.backward(z, seeds.mT)
+            sizes = torch.stack([w.norm() for w in self.network.weights])
+            return scores.detach(), (self.network.gradient_norms(z) / sizes).amax(dim=1)
+
     def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
-        self._descended = None
+        self._descended = self._last = None
         if self._perturber is None:
             return self.network.columns(x)
         if self.seen is not self.network:

@@ -62,6 +62,12 @@ class Perturber:
         """Whether the attack asks for margins and input gradients only; a subclass may do more."""
         return attack is None or type(attack) in (FGM, FGSM, PGD, FiniteSet)
 
+    @staticmethod
+    def in_place(attack: Attack) -> bool:
+        """Whether the attack runs in place: an ℓ∞ gradient attack on the margin."""
+        sign = math.isinf(attack.p) and attack.objective == "margin"
+        return sign and type(attack) is not FiniteSet
+
     def __call__(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None, *, dead: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +84,7 @@ class Perturber:
         """
         attack = self.attack
         self.clean = None
-        if math.isinf(attack.p) and attack.objective == "margin" and type(attack) is not FiniteSet:
+        if self.in_place(attack):
             return self._by_signs(x, y, generator, dead=dead)
         query = DenseQuery(self.network, x, y, attack.objective)
         with torch.no_grad():

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marginflow.attacks import Attack, Derivative
+from marginflow.flow._chain import LowRank
+from marginflow.flow._closed_choice import closed_form
 from marginflow.losses import CrossEntropy, Loss, margins_of
 
 Vector = NDArray[np.float64]
@@ -35,6 +37,16 @@ class FieldValue:
     margin: float
 
 
+@dataclass(eq=False)
+class _Last:
+    """The last point; in closed form what is not asked for is not computed."""
+
+    w: Vector
+    velocity: Vector
+    margins: Vector | None
+    value: FieldValue | None
+
+
 class Field:
     """``W ↦ −∇ ln L(W)`` on vectors of all N trainable weights, in float64.
 
@@ -42,13 +54,23 @@ class Field:
     ``dt = ds/L``. With the ``detached`` derivative of an inexact attack v is not the gradient of
     ln L(W) as a function of W; :attr:`conservative` says whether it is.
 
+    Dense networks of one output have it in closed form (``_closed_choice.py`` says when); everything
+    else goes by autograd, and its Jacobian by batched double backward (reverse mode: forward over
+    reverse is slower up to some 1000 weights, and no faster beyond).
+
     Args:
-        model: a network in float64; its weights are overwritten by every evaluation.
+        model: a network in float64; its weights are overwritten by evaluations by autograd.
         x: examples. y: labels.
         loss: the loss ℓ.
         attack: δ, or None.
         derivative: ``detached`` or ``total``.
         seed: of a random start, which all evaluations share.
+        closed: use the closed form where there is one.
+
+    Attributes:
+        closed: the closed form, or None.
+        evaluations: of v. jacobians: of its Jacobian. The last point of each is remembered.
+        factorizations: of linear systems with the Jacobian, counted by the integrator.
     """
 
     def __init__(
@@ -61,6 +83,7 @@ class Field:
         attack: Attack | None,
         derivative: Derivative,
         seed: int = 0,
+        closed: bool = True,
     ) -> None:
         self.model = model
         self.x = x
@@ -73,7 +96,10 @@ class Field:
         self.size = sum(p.numel() for p in self.parameters)
         self.evaluations = 0
         self.jacobians = 0
-        self._last: tuple[Vector, FieldValue] | None = None
+        self.factorizations = 0
+        self._last: _Last | None = None
+        self._last_jacobian: tuple[Vector, NDArray[np.float64]] | None = None
+        self._last_factors: tuple[Vector, LowRank] | None = None
         # The sign of an input gradient is constant between its jumps, so there the derivatives agree;
         # an exact inner maximum has none to the first order (Danskin), for losses of the margin.
         exact = attack is not None and attack.exact and not self._several
@@ -81,6 +107,11 @@ class Field:
         self.conservative = attack is None or derivative == "total" or exact or signs
         # Where they agree the cheaper one serves; the Jacobian differentiates through δ in any case.
         self._through: Derivative = "detached" if exact or signs else derivative
+        self.closed = None
+        if closed:
+            self.closed = closed_form(model, x, y, loss=loss, attack=attack, derivative=derivative)
+        if self.closed is not None:
+            self.conservative |= self.closed.exact
 
     @property
     def _several(self) -> bool:
@@ -100,14 +131,38 @@ class Field:
                 start += p.numel()
 
     def forget(self) -> None:
-        """Forget the last point."""
+        """Forget the last points."""
         self._last = None
+        self._last_jacobian = None
+        self._last_factors = None
 
     def __call__(self, w: Vector) -> FieldValue:
         """The field at ``w``; the last point is remembered."""
-        if self._last is not None and np.array_equal(self._last[0], w):
-            return self._last[1]
+        last = self._evaluated(w)
+        if last.value is None:
+            if self.closed is None or last.margins is None:
+                raise TypeError("expected a field with a closed form")
+            log_loss, smoothed, least = self.closed.levels(last.margins)
+            last.value = FieldValue(log_loss, last.velocity, smoothed, least)
+        return last.value
+
+    def velocity(self, w: Vector) -> Vector:
+        """``v`` alone, which is less work in closed form; the same memory as that of a call."""
+        return self._evaluated(w).velocity
+
+    def _evaluated(self, w: Vector) -> _Last:
+        if self._last is not None and (self._last.w == w).all():
+            return self._last
         self.evaluations += 1
+        if self.closed is None:
+            value = self._by_autograd(w)
+            self._last = _Last(w.copy(), value.velocity, None, value)
+        else:
+            velocity, margins = self.closed.velocity(w)
+            self._last = _Last(w.copy(), velocity, margins, None)
+        return self._last
+
+    def _by_autograd(self, w: Vector) -> FieldValue:
         self.write(w)
         x = self.x
         if self.attack is not None:
@@ -118,24 +173,57 @@ class Field:
         with torch.no_grad():
             margins = margins_of(outputs, self.y, checked=True)
             smoothed = -float(torch.logsumexp(-margins, dim=0))
-        value = FieldValue(
+        return FieldValue(
             float(log_loss.detach()), -_vector(gradient), smoothed, float(margins.detach().min())
         )
-        self._last = (w.copy(), value)
-        return value
 
     def potential_slope(self, w: Vector) -> Vector:
         """``−∇ ln L`` with the derivative through δ(W): of ln L(W) itself, whatever v is."""
         if self.conservative:
-            return self(w).velocity
+            return self.velocity(w)
         self.evaluations += 1
+        if self.closed is not None:
+            return self.closed.potential_slope(w)
         self.write(w)
         log_loss = self._log_loss(self._delta("total"))
         return -_vector(torch.autograd.grad(log_loss, self.parameters, materialize_grads=True))
 
     def jacobian(self, w: Vector) -> NDArray[np.float64]:
-        """``∂v/∂W``, (N, N), by batched double backward through δ(W) too."""
+        """``∂v/∂W``, (N, N), through δ(W) too; the last one is remembered."""
+        if self._last_jacobian is not None and np.array_equal(self._last_jacobian[0], w):
+            return self._last_jacobian[1]
         self.jacobians += 1
+        found = self._double_backward(w) if self.closed is None else self.closed.jacobian(w)
+        self._last_jacobian = (w.copy(), found)
+        return found
+
+    @property
+    def has_low_rank(self) -> bool:
+        """Whether the Jacobian has a rank much smaller than N, and is known in factors."""
+        return self.closed is not None and self.closed.has_low_rank
+
+    @property
+    def jacobian_numbers(self) -> int:
+        """How many numbers the Jacobian takes, in factors where it has a low rank."""
+        rank = self.closed.rank if self.closed is not None and self.has_low_rank else self.size
+        return rank * self.size
+
+    def low_rank(self, w: Vector) -> LowRank:
+        """The Jacobian in factors, W in the span of the first; the last one is remembered.
+
+        Raises:
+            TypeError: it has none (:attr:`has_low_rank`).
+        """
+        if self.closed is None:
+            raise TypeError("expected a field with a closed form")
+        if self._last_factors is not None and np.array_equal(self._last_factors[0], w):
+            return self._last_factors[1]
+        self.jacobians += 1
+        found = self.closed.low_rank(w)
+        self._last_factors = (w.copy(), found)
+        return found
+
+    def _double_backward(self, w: Vector) -> NDArray[np.float64]:
         self.write(w)
         delta = self._delta("total")
         if self.conservative:
@@ -151,7 +239,9 @@ class Field:
         return -by_weights
 
     def curvature(self, w: Vector, u: Vector) -> Vector:
-        """``−(∇² ln L) u`` of ln L(W) as a function of W, (N,): one double backward."""
+        """``−(∇² ln L) u`` of ln L(W) as a function of W, (N,)."""
+        if self.closed is not None:
+            return self.closed.along(w, u)
         self.write(w)
         gradient = self._gradient(self._delta("total"))
         product = torch.autograd.grad(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+import torch
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from marginflow.errors import DivergedError
@@ -20,7 +23,12 @@ from marginflow.flow._steps import Steps
 from marginflow.homogeneity import Homogeneity
 
 DENSE_LIMIT = 3000
-"""Largest number of weights for which the Jacobian is formed: 72 MB, and 20 s of a core for 100 steps."""
+"""Largest number of weights for which the Jacobian is formed: 72 MB, and 20 s of a core for 100 steps.
+
+A Jacobian of known low rank r may have 2·10⁶ numbers, Nr: 64-64-1 is a linear network of 4160 weights.
+"""
+
+_FEW_NUMBERS = 2_000_000
 
 TOLERANCES: dict[str, float] = {
     "stiff": 1e-8,
@@ -42,23 +50,36 @@ _STILL = 1e-3
 _REST = 1e-4  # of ln L per unit of ln t
 
 
-def _one_blas_thread() -> threadpool_limits:
-    """Numpy's and scipy's linear algebra on one thread.
+_LARGE = 10_000_000  # weights times examples from which on two threads are faster than one
 
-    Their threads and torch's spin while they wait for each other: an evaluation of 784-64-1 on 1000
-    examples takes 8 ms so and 50 ms otherwise, on 2 cores.
-    """
-    # A limit holds for libraries that are loaded. Scipy brings one of its own, and is only imported
-    # where it is used: without this line, after the limit.
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries with threads of their own, found once: 2 ms."""
+    # Only those that are loaded are found. Scipy brings one of its own, and is only imported where it
+    # is used: without this line, after this.
     import scipy.linalg  # noqa: F401
 
-    return threadpool_limits(limits=1, user_api="blas")
+    return ThreadpoolController()
+
+
+def _blas_threads(field: Field) -> AbstractContextManager[object]:
+    """Numpy's and scipy's linear algebra on one thread, but for the closed form of a large problem.
+
+    Their threads and torch's spin while they wait for each other: an evaluation by autograd of 784-64-1
+    on 1000 examples takes 8 ms so and 50 ms otherwise, on 2 cores. The closed form has no use for torch's.
+    """
+    large = field.closed is not None and field.size * len(field.y) >= _LARGE
+    limit = torch.get_num_threads() if large else 1
+    context: AbstractContextManager[object] = _libraries().limit(limits=limit, user_api="blas")
+    return context
 
 
 class Follower:
     """Follows ``dW/ds = −∇ ln L`` and chooses how.
 
-    The field is first searched for jumps. Smooth: ``stiff`` up to :data:`DENSE_LIMIT` weights,
+    The field is first searched for jumps. Smooth: ``stiff`` up to :data:`DENSE_LIMIT` weights (more
+    where the Jacobian is of low rank),
     ``runge-kutta`` beyond. Otherwise ``steps``. A smooth integrator that stalls hands over to steps; where
     the jumps are passed it is tried again, after ever longer waits.
 
@@ -104,7 +125,7 @@ class Follower:
         self._wait = 1
         self._waited = 0
         self._still = (math.inf, 0)
-        with _one_blas_thread():
+        with _blas_threads(self.field):
             self.state = self._begin()
 
     @property
@@ -136,7 +157,7 @@ class Follower:
 
         # Forgotten in any case: a resumed flow has not seen the point, and work is counted.
         self.field.forget()
-        with _one_blas_thread():
+        with _blas_threads(self.field):
             self._advance(goals, noted)
         return not self.ended and not self.stopping()
 
@@ -172,7 +193,7 @@ class Follower:
             "loss_jumps": self.loss_jumps,
             "waits": [self._wait, self._waited],
             "still": [None if math.isinf(self._still[0]) else self._still[0], self._still[1]],
-            "work": [self.field.evaluations, self.field.jacobians],
+            "work": [self.field.evaluations, self.field.jacobians, self.field.factorizations],
         }
 
     def restore(self, w: Vector, snapshot: dict[str, Any]) -> None:
@@ -188,7 +209,8 @@ class Follower:
         self._wait, self._waited = snapshot["waits"]
         still, since = snapshot["still"]
         self._still = (math.inf if still is None else still, since)
-        self.field.evaluations, self.field.jacobians = snapshot["work"]
+        self.field.evaluations, self.field.jacobians, *factorizations = snapshot["work"]
+        self.field.factorizations = sum(factorizations)  # older checkpoints have none
 
     def _begin(self) -> State:
         w = self.field.read()
@@ -210,10 +232,15 @@ class Follower:
             return self.method, f"as asked; near the start {jumps.words}"
         if jumps.field or jumps.loss:
             return "steps", f"near the start {jumps.words}"
-        if size <= DENSE_LIMIT:
+        if self._jacobian_fits():
             return "stiff", f"{jumps.words}, {size} weights"
         why = f"{size} weights are too many for a dense Jacobian (limit {DENSE_LIMIT})"
         return "runge-kutta", f"{jumps.words}; {why}"
+
+    def _jacobian_fits(self) -> bool:
+        field = self.field
+        few = field.has_low_rank and field.jacobian_numbers <= _FEW_NUMBERS
+        return field.size <= DENSE_LIMIT or few
 
     def _integrator(self) -> Smooth | Steps:
         if self.state.method == "steps":
@@ -249,7 +276,7 @@ class Follower:
         """Try the stiff integrator where the jumps lie behind: it goes on a thousand times faster."""
         if self.state.method != "steps" or self.method != "auto" or self.loss_jumps:
             return
-        if self.field.size > DENSE_LIMIT or not self.state.separated:
+        if not self._jacobian_fits() or not self.state.separated:
             return
         self._waited += 1
         if self._waited < self._wait:
@@ -291,6 +318,6 @@ class Follower:
 
     def _at_rest(self, state: State) -> bool:
         """Whether ln L has all but stopped to change with ln t."""
-        velocity = self.field(state.w).velocity
+        velocity = self.field.velocity(state.w)
         square = float(velocity @ velocity)
         return square == 0 or state.log_tl + math.log(square) < math.log(_REST)

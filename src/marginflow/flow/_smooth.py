@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from marginflow.flow._chain import LowRank
 from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.flow._state import Goal, OnStep, State, is_separated
 
@@ -84,7 +85,7 @@ class Smooth:
         mark, passed, spent = state.w, 0.0, self.field.evaluations
         while True:
             before, at = solver.y.copy(), solver.t
-            solver.step()
+            self._step(solver)
             if solver.status == "failed":
                 raise Stalled(self._state(before, state, state.step_size))
             value = self.field(solver.y[:-1])
@@ -136,7 +137,7 @@ class Smooth:
             # Dense output is of lower order than the step: step there again, and correct.
             inner = self._solver(state, before, at, place, place - at)
             while inner.status == "running":
-                inner.step()
+                self._step(inner)
             y = inner.y
             value = self.field(y[:-1])
             gap = self._reached(y, value, goals)
@@ -155,49 +156,65 @@ class Smooth:
     ) -> OdeSolver:
         from scipy.integrate import RK45, Radau
 
+        from marginflow.flow._radau import LowRankRadau  # scipy is only imported where it is used
+
         norm = float(np.linalg.norm(y[:-1]))
         atol = np.full(len(y), self.rtol * norm / math.sqrt(len(y) - 1))
         # tL begins at 0 and is then at least the first step: relative accuracy from there on.
         atol[-1] = self.rtol * 1e-3 * max(y[-1], first)
         rate, by_norm = self._rate(state.separated), state.separated
         options = {"rtol": self.rtol, "atol": atol, "first_step": min(first, stop - start)}
+        if state.method == "stiff" and self.field.has_low_rank:
+            return LowRankRadau(rate, start, y, stop, self._low_rank(by_norm), **options)
         if state.method == "stiff":
             return Radau(rate, start, y, stop, jac=self._jacobian(by_norm), **options)
         return RK45(rate, start, y, stop, **options)
 
+    def _step(self, solver: OdeSolver) -> None:
+        before = solver.nlu
+        solver.step()
+        self.field.factorizations += solver.nlu - before
+
     def _rate(self, by_norm: bool) -> Callable[[float, Vector], Vector]:
+        conservative = self.field.conservative
+
         def rate(_: float, y: Vector) -> Vector:
             w, q = y[:-1], y[-1]
-            v = self.field(w).velocity
-            slope = v if self.field.conservative else self.field.potential_slope(w)
+            v = self.field.velocity(w)
+            slope = v if conservative else self.field.potential_slope(w)
             c = (w @ w) / (w @ v) if by_norm else 1.0
-            return np.append(c * v, c * (1 - q * (slope @ v)))
+            found = np.empty_like(y)
+            np.multiply(v, c, out=found[:-1])
+            found[-1] = c * (1 - q * (slope @ v))
+            return found
 
         return rate
 
     def _jacobian(self, by_norm: bool) -> Callable[[float, Vector], NDArray[np.float64]]:
         def jacobian(_: float, y: Vector) -> NDArray[np.float64]:
             w, q = y[:-1], y[-1]
-            n = len(w)
-            v = self.field(w).velocity
+            v = self.field.velocity(w)
             dv = self.field.jacobian(w)
             if self.field.conservative:
-                rise, by_w = float(v @ v), 2 * (dv.T @ v)
-            else:
-                slope = self.field.potential_slope(w)
-                rise, by_w = float(slope @ v), self.field.curvature(w, v) + dv.T @ slope
-            full = np.zeros((n + 1, n + 1))
-            c = 1.0
-            if by_norm:
-                a, square = float(w @ v), float(w @ w)
-                c = square / a
-                dc = (2 * w * a - square * (v + dv.T @ w)) / a**2
-                full[:n, :n] = np.outer(v, dc)
-                full[n, :n] = dc * (1 - q * rise)
-            full[:n, :n] += c * dv
-            full[n, :n] -= c * q * by_w
-            full[n, n] = -c * rise
-            return full
+                return _assembled(w, q, v, dv, v, 2 * (v @ dv), by_norm)
+            slope = self.field.potential_slope(w)
+            by_w = self.field.curvature(w, v) + slope @ dv
+            return _assembled(w, q, v, dv, slope, by_w, by_norm)
+
+        return jacobian
+
+    def _low_rank(self, by_norm: bool) -> Callable[[float, Vector], LowRank]:
+        def jacobian(_: float, y: Vector) -> LowRank:
+            w, q = y[:-1], y[-1]
+            found = self.field.low_rank(w)
+            basis, dv = found.basis, found.core
+            # W and v lie in the basis, so the same formulas hold for their coordinates.
+            v = self.field.velocity(w) @ basis
+            core = _assembled(w @ basis, q, v, dv, v, 2 * (v @ dv), by_norm)
+            wider = np.zeros((len(y), len(core)))
+            wider[:-1, :-1] = basis
+            wider[-1, -1] = 1.0
+            return LowRank(wider, core)
 
         return jacobian
 
@@ -218,3 +235,29 @@ class Smooth:
             old.separated if separated is None else separated,
             old.method,
         )
+
+
+def _assembled(
+    w: Vector,
+    q: float,
+    v: Vector,
+    dv: NDArray[np.float64],
+    slope: Vector,
+    by_w: Vector,
+    by_norm: bool,
+) -> NDArray[np.float64]:
+    """The Jacobian of ``(c v, c (1 − q ρ))`` by (W, q) with ``ρ = ⟨slope, v⟩``, ``by_w = ∂ρ/∂W``."""
+    n = len(w)
+    rise = float(slope @ v)
+    full = np.zeros((n + 1, n + 1))
+    c = 1.0
+    if by_norm:
+        a, square = float(w @ v), float(w @ w)
+        c = square / a
+        dc = (2 * w * a - square * (v + w @ dv)) / a**2
+        np.multiply(v[:, np.newaxis], dc, out=full[:n, :n])
+        full[n, :n] = dc * (1 - q * rise)
+    full[:n, :n] += c * dv
+    full[n, :n] -= c * q * by_w
+    full[n, n] = -c * rise
+    return full

@@ -153,7 +153,7 @@ class Steps:
         least = _LEAST * self.tolerance
         for _ in range(_SHRINKS):
             ds = eta * norm / speed
-            ahead = self.field(w + ds * v).velocity
+            ahead = self.field.velocity(w + ds * v)
             halves = ((0.5, w, v), (0.5, w + ds * v, ahead))
             change = float(np.linalg.norm(ahead - v)) / speed
             error = 0.5 * eta * change
@@ -236,7 +236,7 @@ class Steps:
             elif last.heun:
                 ds, v = share * last.ds, here.velocity
                 ahead = state.w + ds * v
-                velocity = self.field(ahead).velocity
+                velocity = self.field.velocity(ahead)
                 w = state.w + 0.5 * ds * (v + velocity)
                 halves = ((0.5, state.w, v), (0.5, ahead, velocity))
                 trial = _Trial(w, self.field(w), ds, halves, heun=True)

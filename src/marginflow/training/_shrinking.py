@@ -41,24 +41,22 @@ class Shrinking:
 
     Late in training nearly all of ``G = −(1/n) Σ |ℓ′(z_i)| ∇z_i`` comes from few examples. At an
     *examination* all scores at perturbed inputs are taken, and the largest set O of lightest examples
-    is left out for which
+    is left out that keeps one of two bounds, with u the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in float64):
 
-        ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ e^{−s} Σ_i |ℓ′(z_i)|``
+    - **movement**: ``(η/B) Σ_{i∈O} |ℓ′(z_i)| max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F ≤ θ``, θ = u: all that
+      an epoch misses is less than one rounding of any layer's weights, and full training makes one at
+      each of its steps. For the fused engine, a constant rate η and no momentum.
+    - **share**: ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``: one rounding of the gradient. For all others.
 
-    with a slack s for the change of the weights until the next examination. There the *actual* share
-    of those left out is measured. The bound is
-
-        ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``,
-
-    with θ the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in float64): what is missing from the steps of an epoch
-    is then about one rounding of their sum. A share beyond it is a *violation*: it is counted, the next
-    examination comes after one epoch, and the slack grows. Else the epochs between
+    Weights change until the next examination; so O is chosen for ``θ e^{−s}`` with a slack s, and there
+    the *actual* sum over those left out is measured first. Beyond θ it is a *violation*: it is
+    counted, the next examination comes after one epoch, and the slack grows. Else the epochs between
     examinations double, up to ``longest`` and to an eighth of those done: in the long run ln(weight) moves
     with ln(epoch). An epoch whose mean loss is more than twice the last one's is followed by an
     examination at once. Between examinations the bound is not known to hold.
 
     Batches, their order and ``1/n`` are those of the full training; where nobody of a batch is left,
-    its step moves nothing (but momentum does). No example of a negative score is left out. Shares are
+    its step moves nothing (but momentum does). No example of a negative score is left out. Sums are
     formed in the log domain, in float64.
 
     The epoch's mean loss and accuracy count those left out as they were at the last
@@ -99,7 +97,7 @@ class Shrinking:
         self.examinations = 0
         """Examinations so far."""
         self.log_share = -math.inf
-        """``ln (Σ_O |ℓ′| / Σ |ℓ′|)`` of those who were left out, at the last examination: the check."""
+        """ln of the bounded sum over those who were left out, at the last examination: the check."""
         self._losses = torch.empty(0, dtype=torch.float64)
         self._last_loss = math.inf
 
@@ -159,18 +157,15 @@ class Shrinking:
 
     def examine(self, trainer: Trainer) -> None:
         """Take all scores, check the bound, and choose anew whom to leave out."""
-        scores = self._scores(trainer)
-        loss = trainer.engine.loss
-        log_weights = loss.log_slopes(scores)
-        log_total = torch.logsumexp(log_weights, 0)
+        scores, log_weights = self._weigh(trainer)
         self.examinations += 1
-        if not bool(torch.isfinite(log_total)):  # the next step says what diverged
-            self.kept, self.next = None, trainer.epoch + 1
+        if not bool(torch.isfinite(torch.logsumexp(log_weights, 0))):
+            self.kept, self.next = None, trainer.epoch + 1  # the next step says what diverged
             return
         log_theta = math.log(self.theta or torch.finfo(trainer.data.x.dtype).eps / 2)
         self.log_share = -math.inf
         if self.left_out and self.kept is not None:
-            self.log_share = float(torch.logsumexp(log_weights[~self.kept], 0) - log_total)
+            self.log_share = float(torch.logsumexp(log_weights[~self.kept], 0))
         violated = self.log_share > log_theta
         if violated:
             self.violations += 1
@@ -180,12 +175,12 @@ class Shrinking:
         lightest = torch.argsort(log_weights)
         sums = torch.logcumsumexp(log_weights[lightest], 0)
         out = torch.zeros_like(scores, dtype=torch.bool)
-        out[lightest] = sums <= log_total + log_theta - self._slack
+        out[lightest] = sums <= log_theta - self._slack
         out &= scores > 0
         if int(out.sum()) < max(1, self.least * out.numel()):
             out[:] = False
         self.kept = ~out
-        self._losses = loss.values(scores)
+        self._losses = trainer.engine.loss.values(scores)
         longest = self.longest
         if self.left_out:
             longest = max(1, min(longest, trainer.epoch // 8))
@@ -221,17 +216,22 @@ class Shrinking:
         if "kept" in state:
             self.kept, self._losses = state["kept"].to(device), state["losses"].to(device)
 
-    def _scores(self, trainer: Trainer) -> Tensor:
-        """All scores z_i at perturbed inputs, (n,), float64."""
+    def _weigh(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
+        """All scores z_i at perturbed inputs, and ln of what each example adds to the bounded sum."""
         data, generator = trainer.data, trainer.examination_generator()
-        return torch.cat(
-            [
-                trainer.engine.scores(x, y, generator).double()
-                for x, y in zip(
-                    torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True
-                )
-            ]
-        )
+        moving = trainer.rate.known and trainer.momentum == 0
+        scores, reaches = [], []
+        for x, y in zip(torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True):
+            z, reach = trainer.engine.reach(x, y, generator)
+            scores.append(z.double())
+            if reach is not None:
+                reaches.append(reach.double())
+        z = torch.cat(scores)
+        log_slopes = trainer.engine.loss.log_slopes(z)
+        if not moving or not reaches:
+            return z, log_slopes - torch.logsumexp(log_slopes, 0)
+        step = math.log(trainer.rate.rate(trainer) / trainer.batch_size)
+        return z, log_slopes + torch.cat(reaches).log() + step
 
 
 def _independent(model: nn.Module, x: Tensor) -> bool:

@@ -117,6 +117,7 @@ class Job:
             rejected=tally.rejected,
             evaluations=follower.field.evaluations,
             jacobians=follower.field.jacobians,
+            factorizations=follower.field.factorizations,
             falls=tally.falls,
             separated_steps=tally.separated_steps,
         )

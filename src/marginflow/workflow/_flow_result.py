@@ -30,7 +30,8 @@ class Flow:
         tolerance: the integrator's relative tolerance per step. The end point moves by less than
             1000 × tolerance (relative, of W/‖W‖ and of ln t) when it is halved, on smooth fields.
         steps: accepted steps. rejected: steps taken again, by explicit steps.
-        evaluations: of the field. jacobians: of its Jacobian.
+        evaluations: of the field. jacobians: of its Jacobian. factorizations: of linear systems
+            with it, a real and a complex one for each new step size or Jacobian.
         falls: on how many of ``separated_steps`` accepted steps ℓ/ρ fell (by more than 1e-12).
     """
 
@@ -49,6 +50,7 @@ class Flow:
     rejected: int
     evaluations: int
     jacobians: int
+    factorizations: int
     falls: int
     separated_steps: int
 
