@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,13 +44,32 @@ _clocks = {"wall": time.perf_counter, "processor": time.process_time}
 _clock = "wall"
 
 
+IMITATION = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+"""Both libraries read these once, when they are loaded."""
+
+
+def imitate(asked: argparse.Namespace) -> None:
+    """With ``--imitate-slow-mkl``: the script again, from its start, in that environment."""
+    if not asked.imitate_slow_mkl:
+        return
+    if any(os.environ.get(name) != value for name, value in IMITATION.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | IMITATION)
+    held = ", ".join(f"{name}={value}" for name, value in IMITATION.items())
+    print(f"**An imitation of a processor with a slow MKL: {held}**\n", flush=True)
+
+
 def add_clock(parser: argparse.ArgumentParser) -> None:
-    """The argument ``--clock``, which :func:`set_clock` reads."""
+    """The arguments ``--clock``, which :func:`set_clock` reads, and ``--imitate-slow-mkl``."""
     parser.add_argument(
         "--clock",
         choices=list(_clocks),
         default="wall",
         help="processor: time without that of other processes, for busy machines; one thread only",
+    )
+    parser.add_argument(
+        "--imitate-slow-mkl",
+        action="store_true",
+        help="MKL held to AVX2, oneDNN to AVX-512: a processor on which MKL is much the slower",
     )
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from _loops import Case, OursFused
 from _memory import peak
-from _timing import add_clock, in_turns, machine, seconds, set_clock, setting, table
+from _timing import add_clock, imitate, in_turns, machine, seconds, set_clock, setting, table
 
 import marginflow as mf
 
@@ -133,6 +133,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
+    imitate(asked)
     print(
         f"machine   {machine()}\n"
         f"versions  {_common.versions(('marginflow', 'torch'), asked.threads)}\n"
@@ -162,19 +163,12 @@ def main() -> None:
                     continue
                 exponent, off = fit(values, numbers)
                 last, size = numbers[-1] / numbers[-2], values[-1] / values[-2]
-                row += [f"{exponent:.2f} ± {off:.0%}", f"{math.log(last) / math.log(size):.2f}"]
+                end = round(math.log(last) / math.log(size), 2) + 0.0  # no −0.00
+                row += [f"{exponent:.2f} ({off:.0%})", f"{end:.2f}"]
             rows.append(row)
         print(f"**{what}**\n")
-        head = [
-            "varied",
-            "from … to",
-            "time",
-            "exponent",
-            "residual",
-            "peak",
-            "exponent",
-            "residual",
-        ]
+        fitted = ["exponent (residual)", "at the end"]
+        head = ["varied", "from … to", "time", *fitted, "peak memory", *fitted]
         print(table(head, rows), end="\n\n")
 
 

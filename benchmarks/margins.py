@@ -5,8 +5,8 @@ turns of random order:
 
 by hand         what autograd makes of it in one chunk: a forward pass, the gradient by the input,
                 another forward pass
-ours            `mf.adversarial_margins` with engine autograd and fused, in chunks of several sizes;
-                1024 is the default
+ours            `mf.adversarial_margins`, which normalises, too, with engine autograd and fused, in chunks
+                of several sizes; 1024 is the default
 
 Then the default schedule of measurements: what one measurement and one epoch take, and the share of
 all measurements in a run of 1000 epochs. That share is extrapolated from both times and the number of points.
@@ -35,6 +35,7 @@ from _timing import (
     Ceiling,
     add_clock,
     counted,
+    imitate,
     in_turns,
     machine,
     quartiles,
@@ -88,11 +89,18 @@ def by_hand(model: torch.nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
 def passes(data: mf.Dataset) -> dict[str, Callable[[], Tensor]]:
     """Each way to take the margins of all examples."""
     model = mf.models.mlp(*TASK, seed=0)
+    homogeneity = mf.Monitor(model, data).homogeneity  # measured once in a training
     attack = mf.attacks.FGSM(EPS, bounds=(0, 1))
 
     def ours(engine: EngineName, chunk: int) -> Tensor:
         return mf.adversarial_margins(
-            model, data.x, data.y, attack, batch_size=chunk, engine=engine
+            model,
+            data.x,
+            data.y,
+            attack,
+            batch_size=chunk,
+            homogeneity=homogeneity,
+            engine=engine,
         ).values
 
     found: dict[str, Callable[[], Tensor]] = {
@@ -218,6 +226,7 @@ def measuring_share(asked: argparse.Namespace, data: mf.Dataset) -> None:
 
 def main() -> None:
     asked = arguments()
+    imitate(asked)
     data = mf.load("mnist:3,8", data_dir=asked.data_dir)
     print(
         f"machine   {machine()}\n"

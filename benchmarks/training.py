@@ -19,8 +19,8 @@ How to run (`make test-extras` makes the environment; MNIST's four files lie in 
 
     MARGINFLOW_DATA=DATA .venv-extras/bin/python benchmarks/training.py --compile
 
-`--short` takes 15 batches instead of an epoch. `--imitate-slow-mkl` runs the script with MKL held to AVX2 and
-oneDNN to AVX-512 without AMX: an imitation of processors on which MKL has half of oneDNN's rate.
+`--short` takes 15 batches instead of an epoch. `--imitate-slow-mkl` runs with MKL held to AVX2 and oneDNN to
+AVX-512 without AMX: an imitation of processors on which MKL has half of oneDNN's rate.
 docs/performance.md explains the result.
 """
 
@@ -29,9 +29,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +45,7 @@ from _timing import (
     Ceiling,
     add_clock,
     counted,
+    imitate,
     in_turns,
     machine,
     quartiles,
@@ -64,7 +63,6 @@ TIGHT, AUTOGRAD, FUSED, BF16 = "tight", "ours, autograd", "ours, fused", "ours, 
 AT_MOST = {TIGHT: 0.50, "foolbox": 0.35, "ART": 0.35, "torchattacks": 0.50}
 """The aims: the fused epoch against each of these."""
 AT_MOST_ONEDNN, AT_MOST_BF16, AT_LEAST_CEILING = 0.75, 0.42, 0.85
-IMITATION = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 
 Key = tuple[str, str, int, str]
 """Case, loop, threads, precision of float32 products."""
@@ -83,7 +81,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--without-onednn", action="store_true", help="PyTorch's own products only")
     parser.add_argument("--seed", type=int, default=0, help="of the turns' order")
-    parser.add_argument("--imitate-slow-mkl", action="store_true", help="see above")
     add_clock(parser)
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (3 if asked.short else 7)
@@ -306,12 +303,7 @@ def ideal(task: Case, ceiling: Ceiling, *, bf16: bool = False) -> float:
 
 def main() -> None:
     asked = arguments()
-    if asked.imitate_slow_mkl and any(os.environ.get(k) != v for k, v in IMITATION.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | IMITATION)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if asked.imitate_slow_mkl:
-        held = ", ".join(f"{k}={v}" for k, v in IMITATION.items())
-        print(f"**An imitation of a processor with a slow MKL: {held}**\n")
+    imitate(asked)
     tasks = cases(asked)
     print(f"machine   {machine()}")
     print(f"versions  {_common.versions(PACKAGES, max(asked.threads))}")
