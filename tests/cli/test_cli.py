@@ -105,6 +105,24 @@ def test_resume_needs_only_the_directory(
     assert "other settings (lr: 0.1 there, 0.7 now)" in capsys.readouterr().err
 
 
+def test_examples_are_left_out_where_asked(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", *SMALL, "--shrink", "--out", out]) == 0
+    assert mf.load_run(out).config["shrink"] is True
+    assert main(["train", "--resume", "--out", out, "--epochs", "5", "--quiet"]) == 0
+    assert mf.load_run(out).final["left_out_examples"] == 0
+    config = tmp_path / "config.toml"
+    config.write_text("shrink = true")
+    out = str(tmp_path / "configured")
+    assert main(["train", *SMALL, "--config", str(config), "--out", out]) == 0
+    assert mf.load_run(out).config["shrink"] is True
+    config.write_text("shrink = 1")
+    assert main(["train", *SMALL, "--config", str(config), "--out", out]) == 2
+    assert "shrink: got 1 of the wrong type" in capsys.readouterr().err
+
+
 def test_measure_agrees_with_the_recorded_measurement(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,9 +246,9 @@ def test_results_survive_the_next_call() -> None:
 def test_many_batch_sizes_in_bounded_memory() -> None:
     network = DenseNetwork.of(mlp(12, 9, 1, seed=1), SHAPE)
     assert network is not None
-    for n in range(1, 20):
+    for n in range(1, 200):
         network.forward(torch.zeros(12, n))
-    assert len(network._buffers) <= 4
+    assert sum(network._buffers) <= 8192
 
 
 class Skip(nn.Sequential):

@@ -240,3 +240,36 @@ def test_a_resumed_run_goes_on_with_its_engine(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(stored))
     run = mf.train("mlp:8", DATA, **{**SMALL, "epochs": 4}, out=tmp_path, resume=True)
     assert len(run.metrics) == 5
+
+
+def test_a_training_that_leaves_examples_out_is_recorded_and_resumed(tmp_path: Path) -> None:
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    y = torch.tensor([1, -1] * 20)
+    x[:, 0] = y * torch.linspace(0.5, 6, 40)  # few examples near the boundary
+    data = (x, y)
+    options: dict[str, Any] = {"lr": 1.0, "batch_size": 8, "epochs": 120, "shrink": True}
+    full = mf.train("mlp:16", data, **options)
+    assert full.config["shrink"] is True
+    assert full.final["left_out_examples"] > 0
+    assert 0 < full.final["left_out_weight"] <= 2**-24
+    assert full.final["shrink_examinations"] > full.final["shrink_violations"] == 0
+    with pytest.raises(InterruptedError):
+        mf.train("mlp:16", data, **options, out=tmp_path, callbacks=[CrashAt(5 * 118 + 1)])
+    run = mf.train("mlp:16", data, **options, out=tmp_path, resume=True)
+    assert run.metrics == full.metrics
+    for a, b in zip(final_weights(full), final_weights(run), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RunError, match="shrink: True there, False now"):
+        mf.train("mlp:16", data, **{**options, "shrink": False}, out=tmp_path, resume=True)
+
+
+def test_runs_from_before_there_was_shrinking_were_not_shrunk(tmp_path: Path) -> None:
+    mf.train("mlp:8", DATA, **{**SMALL, "epochs": 2}, out=tmp_path)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    assert stored.pop("shrink") is False
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="shrink: False there, True now"):
+        mf.train("mlp:8", DATA, **SMALL, shrink=True, out=tmp_path, resume=True)
+    run = mf.train("mlp:8", DATA, **{**SMALL, "epochs": 3}, out=tmp_path, resume=True)
+    assert len(run.metrics) == 4
+    assert "left_out_examples" not in run.final

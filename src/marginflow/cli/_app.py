@@ -90,7 +90,8 @@ def train(
     shrink: Annotated[
         bool,
         typer.Option(
-            "--shrink", help="Leave examples out while their weights are below one rounding."
+            "--shrink",
+            help="Leave examples out of the epochs while they move weights by less than a rounding.",
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,

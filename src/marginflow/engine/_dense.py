@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from marginflow.models import SquaredReLU
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky-relu", SquaredReLU: "squared-relu"}
+_ROWS = 8192
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -206,7 +207,9 @@ class DenseNetwork:
             like.device,
         ):
             return found
-        if len(self._buffers) > 3:  # a batch, the last of an epoch, a chunk: more are passing by
+        # A batch, the last of an epoch, a chunk; or the batches of a training that leaves examples out,
+        # which are small and of many sizes. More are passing by.
+        if len(self._buffers) > 3 and sum(self._buffers) + n > _ROWS:
             self._buffers.clear()
         hidden = [like.new_empty(w.shape[0], n) for w in self.weights]
         found = _Buffers(

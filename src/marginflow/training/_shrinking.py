@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marginflow._checks import real, whole
+from marginflow.datasets import Dataset
 from marginflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024
 _TRIED = 8
+_SHARE = 2.0**-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,41 +27,49 @@ class Part:
     """What is left of a batch.
 
     Attributes:
-        rows: the examples that are kept, by their place in the data set.
+        x, y: the examples that are kept, and their labels.
         size: how many the batch has with those left out.
         loss: Σ ℓ over those left out, as it was at the last examination.
     """
 
-    rows: Tensor
+    x: Tensor
+    y: Tensor
     size: int
-    loss: float
+    loss: float = 0.0
 
 
 class Shrinking:
-    """Leaves examples out of the epochs whose weights ``|ℓ′(z_i)|`` cannot move a weight of the network.
+    """Leaves examples out of the epochs whose weights ``|ℓ′(z_i)|`` are too small to matter.
 
-    Late in training nearly all of ``G = −(1/n) Σ |ℓ′(z_i)| ∇z_i`` comes from few examples. At an
-    *examination* all scores at perturbed inputs are taken, and the largest set O of lightest examples
-    is left out that keeps one of two bounds, with u the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in float64):
+    Late in training most of ``G = −(1/n) Σ |ℓ′(z_i)| ∇z_i`` comes from few examples. At an
+    *examination* all scores at perturbed inputs are taken, and the largest set O of lightest
+    examples is left out that keeps the bounds, with u the unit rounding (2⁻²⁴ in float32, 2⁻⁵³ in
+    float64):
 
-    - **movement**: ``(η/B) Σ_{i∈O} |ℓ′(z_i)| max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F ≤ θ``, θ = u: all that
-      an epoch misses is less than one rounding of any layer's weights, and full training makes one at
-      each of its steps. For the fused engine, a constant rate η and no momentum.
-    - **share**: ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``: one rounding of the gradient. For all others.
+    - **movement**: ``(η/B) Σ_{i∈O} |ℓ′(z_i)| max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F ≤ θ``, θ = u: all
+      that an epoch misses is less than one rounding of any layer's weights, and full training
+      makes one at each of its steps. And ``Σ_{i∈O} |ℓ′(z_i)| ≤ 2⁻¹⁰ Σ_i |ℓ′(z_i)|``, since in the
+      end a whole epoch moves less than a rounding. For the fused engine, a constant rate η and no
+      momentum.
+    - **share**: ``Σ_{i∈O} |ℓ′(z_i)| ≤ θ Σ_i |ℓ′(z_i)|``, θ = u: one rounding of the gradient. For
+      all others.
 
-    Weights change until the next examination; so O is chosen for ``θ e^{−s}`` with a slack s, and there
-    the *actual* sum over those left out is measured first. Beyond θ it is a *violation*: it is
-    counted, the next examination comes after one epoch, and the slack grows. Else the epochs between
-    examinations double, up to ``longest`` and to an eighth of those done: in the long run ln(weight) moves
-    with ln(epoch). An epoch whose mean loss is more than twice the last one's is followed by an
-    examination at once. Between examinations the bound is not known to hold.
+    Weights change until the next examination; so O is chosen for ``θ e^{−s}`` with a slack s, and
+    there the *actual* sums over those left out are measured first. Beyond a bound it is a *violation*:
+    it is counted, the next examination comes after one epoch, and the slack grows. Else the
+    epochs between examinations double, up to ``longest`` and to an eighth of those done: in the
+    long run ln(weight) moves with ln(epoch). An epoch whose mean loss is more than twice the last
+    one's is followed by an examination at once. Between examinations the bounds are not known to
+    hold.
 
-    Batches, their order and ``1/n`` are those of the full training; where nobody of a batch is left,
-    its step moves nothing (but momentum does). No example of a negative score is left out. Sums are
-    formed in the log domain, in float64.
+    Batches, their order and ``1/n`` are those of the full training; where nobody of a batch is
+    left, its step moves nothing (but momentum does). Nobody is left out before all examples are
+    fitted (positive scores): until then the weights jump. Sums are formed in the log domain, in
+    float64.
 
     The epoch's mean loss and accuracy count those left out as they were at the last
-    examination. A random start is drawn for the examples that are kept.
+    examination. A random start is drawn for the examples that are kept. An epoch works on a copy
+    of these.
 
     Args:
         theta: θ in (0, 1); by default the unit rounding of the data's type.
@@ -100,6 +109,7 @@ class Shrinking:
         """ln of the bounded sum over those who were left out, at the last examination: the check."""
         self._losses = torch.empty(0, dtype=torch.float64)
         self._last_loss = math.inf
+        self._fitted = False
 
     def check(self, trainer: Trainer) -> None:
         """Refuse a training that cannot be shrunk, before step 0.
@@ -121,8 +131,8 @@ class Shrinking:
             )
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Examine if it is time."""
-        if trainer.epoch >= self.next:
+        """Examine if it is time; while all are kept, only after an epoch that fitted all."""
+        if trainer.epoch >= self.next and (self.left_out or self._fitted):
             self.examine(trainer)
 
     def end_epoch(self, trainer: Trainer) -> None:
@@ -130,17 +140,28 @@ class Shrinking:
         if self.left_out and trainer.epoch_loss > 2 * self._last_loss:
             self.next = trainer.epoch
         self._last_loss = trainer.epoch_loss
+        self._fitted = trainer.epoch_accuracy == 1
 
     @property
     def left_out(self) -> int:
         """How many examples are left out at present."""
         return 0 if self.kept is None else int((~self.kept).sum())
 
-    def parts(self, order: Tensor, batch_size: int) -> list[Part] | None:
-        """What is left of each batch of ``order``; None where everybody is kept."""
+    def parts(self, data: Dataset, order: Tensor | None, batch_size: int) -> list[Part] | None:
+        """What is left of each batch of an epoch; None where everybody is kept.
+
+        Those kept are copied here once: a copy in each step would take a good part of its time.
+
+        Args:
+            data: the training examples.
+            order: of the epoch; None is that of the data.
+            batch_size: of all batches but the last.
+        """
         if not self.left_out or self.kept is None:
             return None
-        n = order.numel()
+        n = data.n
+        if order is None:
+            order = torch.arange(n, device=self.kept.device)
         batches = -(-n // batch_size)
         stays = self.kept[order]
         absent = torch.where(stays, 0.0, self._losses[order])
@@ -152,39 +173,39 @@ class Shrinking:
 
         counts = [int(count) for count in by_batch(stays.double())]
         sizes = [min(batch_size, n - b * batch_size) for b in range(batches)]
-        rows: Sequence[Tensor] = torch.split(order[stays], counts)
-        return [Part(*of) for of in zip(rows, sizes, by_batch(absent), strict=True)]
+        rows = order[stays]
+        xs, ys = torch.split(data.x[rows], counts), torch.split(data.y[rows], counts)
+        return [Part(*of) for of in zip(xs, ys, sizes, by_batch(absent), strict=True)]
 
     def examine(self, trainer: Trainer) -> None:
-        """Take all scores, check the bound, and choose anew whom to leave out."""
-        scores, log_weights = self._weigh(trainer)
+        """Take all scores, check the bounds, and choose anew whom to leave out."""
+        scores, bounds = self._weigh(trainer)
         self.examinations += 1
-        if not bool(torch.isfinite(torch.logsumexp(log_weights, 0))):
+        if not all(bool(torch.isfinite(logs.logsumexp(0))) for logs, _ in bounds):
             self.kept, self.next = None, trainer.epoch + 1  # the next step says what diverged
             return
-        log_theta = math.log(self.theta or torch.finfo(trainer.data.x.dtype).eps / 2)
-        self.log_share = -math.inf
+        excess = self.log_share = -math.inf
         if self.left_out and self.kept is not None:
-            self.log_share = float(torch.logsumexp(log_weights[~self.kept], 0))
-        violated = self.log_share > log_theta
-        if violated:
+            sums = [float(logs[~self.kept].logsumexp(0)) for logs, _ in bounds]
+            self.log_share = sums[0]
+            excess = max(found - limit for found, (_, limit) in zip(sums, bounds, strict=True))
+        if excess > 0:
             self.violations += 1
-            self._slack += max(1.0, self.log_share - log_theta)
+            self._slack += max(1.0, excess)
         else:
             self._slack = max(self.slack, self._slack - 0.25)
-        lightest = torch.argsort(log_weights)
-        sums = torch.logcumsumexp(log_weights[lightest], 0)
-        out = torch.zeros_like(scores, dtype=torch.bool)
-        out[lightest] = sums <= log_theta - self._slack
-        out &= scores > 0
-        if int(out.sum()) < max(1, self.least * out.numel()):
+        lightest = torch.argsort(bounds[0][0])
+        out = torch.ones_like(scores, dtype=torch.bool)
+        for logs, limit in bounds:
+            out[lightest] &= torch.logcumsumexp(logs[lightest], 0) <= limit - self._slack
+        if not bool((scores > 0).all()) or int(out.sum()) < self.least * out.numel():
             out[:] = False
         self.kept = ~out
         self._losses = trainer.engine.loss.values(scores)
         longest = self.longest
         if self.left_out:
             longest = max(1, min(longest, trainer.epoch // 8))
-        self.interval = 1 if violated else min(2 * self.interval, longest)
+        self.interval = 1 if excess > 0 else min(2 * self.interval, longest)
         self.next = trainer.epoch + self.interval
 
     def record(self) -> dict[str, float]:
@@ -200,7 +221,7 @@ class Shrinking:
         """All that changes, for a checkpoint."""
         numbers = [
             *(self.interval, self.next, self.violations, self.examinations),
-            *(self._slack, self.log_share, self._last_loss),
+            *(self._slack, self.log_share, self._last_loss, self._fitted),
         ]
         state = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
         if self.kept is not None:
@@ -211,13 +232,14 @@ class Shrinking:
         """Continue from what :meth:`state` gave, with the data on ``device``."""
         numbers = state["numbers"].tolist()
         self.interval, self.next, self.violations, self.examinations = map(int, numbers[:4])
-        self._slack, self.log_share, self._last_loss = numbers[4:]
+        self._slack, self.log_share, self._last_loss = numbers[4:7]
+        self._fitted = bool(numbers[7])
         self.kept = None
         if "kept" in state:
             self.kept, self._losses = state["kept"].to(device), state["losses"].to(device)
 
-    def _weigh(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
-        """All scores z_i at perturbed inputs, and ln of what each example adds to the bounded sum."""
+    def _weigh(self, trainer: Trainer) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+        """All scores at perturbed inputs; of each bound, ln of every example's term and of the limit."""
         data, generator = trainer.data, trainer.examination_generator()
         moving = trainer.rate.known and trainer.momentum == 0
         scores, reaches = [], []
@@ -227,11 +249,14 @@ class Shrinking:
             if reach is not None:
                 reaches.append(reach.double())
         z = torch.cat(scores)
+        log_theta = math.log(self.theta or torch.finfo(data.x.dtype).eps / 2)
         log_slopes = trainer.engine.loss.log_slopes(z)
+        shares = log_slopes - log_slopes.logsumexp(0)
         if not moving or not reaches:
-            return z, log_slopes - torch.logsumexp(log_slopes, 0)
+            return z, [(shares, log_theta)]
         step = math.log(trainer.rate.rate(trainer) / trainer.batch_size)
-        return z, log_slopes + torch.cat(reaches).log() + step
+        movements = log_slopes + torch.cat(reaches).log() + step
+        return z, [(movements, log_theta), (shares, math.log(_SHARE))]
 
 
 def _independent(model: nn.Module, x: Tensor) -> bool:

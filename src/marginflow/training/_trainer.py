@@ -246,15 +246,14 @@ class Trainer:
             self._undo = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
             self._undo_time = self.log_time
         for batch in range(self._batch, self.steps_per_epoch):
-            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             if parts is not None:
-                rows = parts[batch].rows
-                x, y = self.data.x[rows], self.data.y[rows]
+                part = parts[batch]
             elif order is None:
-                x, y = self.data.x, self.data.y
+                part = Part(self.data.x, self.data.y, self.data.n)
             else:
-                x, y = self.data.x[order[part]], self.data.y[order[part]]
-            if not self._take_step(x, y, None if parts is None else parts[batch]):
+                rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                part = Part(self.data.x[rows], self.data.y[rows], len(rows))
+            if not self._take_step(part):
                 self._loss_sum = math.inf
                 break
             self._batch = batch + 1
@@ -276,17 +275,11 @@ class Trainer:
         if self.epoch < self.epochs:
             self._stop_if(interrupted)
 
-    def _take_step(self, x: Tensor, y: Tensor, part: Part | None = None) -> bool:
-        """One update; False where the loss overflows in an epoch that can still be undone.
-
-        Args:
-            x: the examples of the batch, without those left out.
-            y: their labels.
-            part: of which batch they are left, if anybody is left out.
-        """
+    def _take_step(self, part: Part) -> bool:
+        """One update; False where the loss overflows in an epoch that can still be undone."""
+        x, y, size = part.x, part.y, part.size
         reference = self.rate.log_reference
         in_place = self._in_place
-        size = len(y) if part is None else part.size
         count = {} if len(y) == size else {"count": size}
         if in_place:
             self.learning_rate = self.rate.rate(self)
@@ -296,9 +289,7 @@ class Trainer:
             result = self.engine.descend(x, y, self.learning_rate, self._generator(), **count)
         else:
             result = self.engine(x, y, self._generator(), reference, **count)
-        loss = float(result.loss)
-        if part is not None:
-            loss += part.loss / size
+        loss = float(result.loss) + part.loss / size
         if not math.isfinite(loss):
             if self.rate.undoes and self._batch > 0:
                 return False
@@ -346,9 +337,7 @@ class Trainer:
             return None
         if self._batch == 0:
             self.shrinking.begin_epoch(self)
-        if order is None:
-            order = torch.arange(self.data.n, device=self.data.x.device)
-        return self.shrinking.parts(order, self.batch_size)
+        return self.shrinking.parts(self.data, order, self.batch_size)
 
     def _nothing(self) -> LossGradient:
         """What a batch gives of which nobody is left."""

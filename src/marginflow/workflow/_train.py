@@ -101,8 +101,9 @@ def train(
         perturbation_precision: ``float32`` (the default: the model's own) or ``bf16``: the
             attack sees the network in bfloat16. Measurements never do. Its effect on the margins
             at the end is in ``run.config["perturbation_effect"]``.
-        shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| together are below one
-            rounding of all: see :class:`marginflow.training.Shrinking`. Measurements take all.
+        shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| are so small that what
+            they would move is below one rounding: see :class:`marginflow.training.Shrinking`.
+            Measurements take all examples.
         out: run directory; None keeps the run in memory.
         resume: continue the run in ``out`` (which may lie finished; then nothing is done).
         force: replace a run that ``out`` already holds.
