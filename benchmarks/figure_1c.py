@@ -91,10 +91,11 @@ def main() -> None:
     else:
         run = mf.load_run(asked.run)
     config, records = run.config, run.metrics
+    threads = config.get("threads", asked.threads)
     print(
         f"network   {config['model_spec']}, {config['attack']}, batch {config['batch_size']}, rate "
         f"{config['lr']}, seed {config['seed']}, n = {config['examples']}\n"
-        f"versions  {_common.versions(('marginflow', 'torch'), config['threads'])}; engine "
+        f"versions  {_common.versions(('marginflow', 'torch'), threads)}; engine "
         f"{config.get('engine')}, products {config.get('products')}\n"
     )
     print(
