@@ -67,12 +67,12 @@ BASE = Size()
 
 def sweeps(short: bool) -> dict[str, tuple[list[float], list[Size]]]:
     """By the name of what varies: its values and the problems."""
-    step = 2 if short else 1
-    n = [600, 1200, 2400, 4800, 9600][::step]
-    width = [64, 128, 256, 512, 1024][::step]
-    depth = [1, 2, 4, 8, 16][::step]
-    steps = [1, 2, 4, 8, 16][::step]
-    scaled = [replace(BASE, features=m, width=m) for m in [128, 256, 512, 1024, 2048][::step]]
+    kept = slice(3 if short else None)
+    n = [600, 1200, 2400, 4800, 9600][kept]
+    width = [64, 128, 256, 512, 1024][kept]
+    depth = [1, 2, 4, 8, 16][kept]
+    steps = [1, 2, 4, 8, 16][kept]
+    scaled = [replace(BASE, features=m, width=m) for m in [128, 256, 512, 1024, 2048][kept]]
     return {
         "n": ([*n], [replace(BASE, n=v) for v in n]),
         "width": ([*width], [replace(BASE, width=v) for v in width]),
@@ -120,7 +120,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--short", action="store_true", help="every other size, 3 rounds")
+    parser.add_argument("--short", action="store_true", help="the three smallest sizes, 3 rounds")
     parser.add_argument("--rounds", type=int, help="default 7, with --short 3")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--seed", type=int, default=0, help="of the turns' order")
