@@ -1,6 +1,7 @@
 # make demo         train on the bundled digits, measure, draw the report
 # make test         lint, types, import floors, tests
 # make test-extras  other people's libraries, the report in a browser; an environment of their own
+# make bench        short runs of all benchmarks, beside those libraries, in the same environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
 export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo test lint test-extras clean
+.PHONY: demo test lint test-extras bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,6 +29,12 @@ lint: $(VENV)/.installed
 
 test-extras: $(EXTRAS)/.installed
 	$(EXTRAS)/bin/python -m pytest tests/extras -m extras
+
+# One after another: they are timed.
+bench: $(EXTRAS)/.installed
+	@for script in $(sort $(wildcard benchmarks/[!_]*.py)); do \
+	  echo "== $$script --short"; $(EXTRAS)/bin/python $$script --short || exit 1; echo; \
+	done
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

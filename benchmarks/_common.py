@@ -13,6 +13,8 @@ import torch
 
 import marginflow as mf
 
+SHORT_EPOCHS = 2
+
 
 def parser(description: str | None, *, epochs: int) -> argparse.ArgumentParser:
     """The arguments that say which network, by default one trained for ``epochs`` epochs."""
@@ -24,6 +26,7 @@ def parser(description: str | None, *, epochs: int) -> argparse.ArgumentParser:
     found.add_argument("--epochs", type=int, default=epochs, help="of the training")
     found.add_argument("--seed", type=int, default=0, help="of the training")
     found.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    found.add_argument("--short", action="store_true", help="a few examples and epochs only")
     return found
 
 
@@ -42,7 +45,7 @@ def network(asked: argparse.Namespace, attack: str) -> tuple[mf.Run, mf.Dataset,
             attack=attack,
             lr=0.1,
             batch_size=80,
-            epochs=asked.epochs,
+            epochs=SHORT_EPOCHS if asked.short else asked.epochs,
             measure=False,
             seed=asked.seed,
         )

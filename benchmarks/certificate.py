@@ -32,6 +32,7 @@ from scipy.optimize import nnls
 import marginflow as mf
 from marginflow.kkt import _nnls
 
+_SHORT = 2000
 KINDS = ("plain", "duplicated", "ill-conditioned", "inside", "most in use")
 
 
@@ -111,7 +112,7 @@ def main() -> None:
     asked = arguments()
     if asked.nnls:
         torch.set_num_threads(asked.threads)
-        compare_solvers(asked.sizes)
+        compare_solvers(asked.sizes[:1] if asked.short else asked.sizes)
         return
     run, data, trained = _common.network(asked, asked.attack)
     model = run.load_model().eval()
@@ -119,6 +120,8 @@ def main() -> None:
 
     margins = mf.adversarial_margins(model.double(), data.x, data.y, attack).values
     x, y = data.x[margins > 0], data.y[margins > 0]
+    if asked.short:
+        x, y = x[:_SHORT], y[:_SHORT]
     before, began = gib(), time.perf_counter()
     certificate = mf.kkt_certificate(
         model,

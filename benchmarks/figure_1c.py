@@ -41,14 +41,17 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, help="a run that is there; nothing is trained")
-    parser.add_argument("--out", type=Path, default=Path("runs/figure_1c"))
+    parser.add_argument("--out", type=Path, help="default runs/figure_1c, with --short none")
     parser.add_argument("--image", type=Path, help="where to draw the curve: .png, .svg, .pdf")
     parser.add_argument("--epochs", type=int, help="default 10 000, with --short 1000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--full", action="store_true", help="leave nobody out")
     parser.add_argument("--short", action="store_true", help="digits, 64-64-1: some seconds")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.out is None and not asked.short:  # a short run must not take a long one's place
+        asked.out = Path("runs/figure_1c")
+    return asked
 
 
 def main() -> None:
@@ -66,7 +69,7 @@ def main() -> None:
     )
     began = time.perf_counter()
     if asked.run is None:
-        there = (asked.out / "run.json").exists()
+        there = asked.out is not None and (asked.out / "run.json").exists()
         run = mf.train(
             asked_training.model,
             asked_training.data,
@@ -88,10 +91,11 @@ def main() -> None:
     else:
         run = mf.load_run(asked.run)
     config, records = run.config, run.metrics
+    threads = config.get("threads", asked.threads)
     print(
         f"network   {config['model_spec']}, {config['attack']}, batch {config['batch_size']}, rate "
         f"{config['lr']}, seed {config['seed']}, n = {config['examples']}\n"
-        f"versions  {_common.versions(('marginflow', 'torch'), config['threads'])}; engine "
+        f"versions  {_common.versions(('marginflow', 'torch'), threads)}; engine "
         f"{config.get('engine')}, products {config.get('products')}\n"
     )
     print(

@@ -149,13 +149,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, help="of the attacks")
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 2, 4, 8, 16], metavar="C")
     parser.add_argument("--out", type=Path, help="the figure; written as .png and as .svg")
+    asked = parser.parse_args()
     for module in MODULES.values():
         if importlib.util.find_spec(module) is None:
             parser.error(
                 f"{module} is missing; run me with .venv-extras/bin/python (make test-extras makes "
                 "it), or pip install 'marginflow[attack-libraries]'"
             )
-    return parser.parse_args()
+    return asked
 
 
 def main() -> None:
@@ -165,6 +166,8 @@ def main() -> None:
     if data.test is None or not data.binary:
         raise SystemExit(f"the data {data.name!r}: expected two classes and a test set")
     x, y = data.test.x, data.test.y
+    if asked.short:
+        x, y, asked.scales = x[:256], y[:256], [1, 16]
 
     how = Setting(asked.eps, asked.steps, asked.batch_size)
     began = time.perf_counter()
