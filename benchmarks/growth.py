@@ -122,7 +122,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--short", action="store_true", help="the three smallest sizes, 3 rounds")
     parser.add_argument("--rounds", type=int, help="default 7, with --short 3")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--seed", type=int, default=0, help="of the turns' order")
     add_clock(parser)
     asked = parser.parse_args()

@@ -64,14 +64,14 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, help="instead of $MARGINFLOW_DATA")
-    parser.add_argument("--short", action="store_true", help="3 rounds, 2 threads, no PGD")
+    parser.add_argument("--short", action="store_true", help="3 rounds, 1 thread, no PGD")
     parser.add_argument("--rounds", type=int, help="default 15, with --short 3")
-    parser.add_argument("--threads", type=int, nargs="+", help="default 1 2, with --short 2")
+    parser.add_argument("--threads", type=int, nargs="+", help="default 1 2, with --short 1")
     parser.add_argument("--seed", type=int, default=0, help="of the turns' order")
     add_clock(parser)
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (3 if asked.short else 15)
-    asked.threads = asked.threads or ([2] if asked.short else [1, 2])
+    asked.threads = asked.threads or ([1] if asked.short else [1, 2])
     set_clock(parser, asked)
     return asked
 

@@ -73,9 +73,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, help="instead of $MARGINFLOW_DATA")
-    parser.add_argument("--short", action="store_true", help="15 batches, 3 rounds, 2 threads")
+    parser.add_argument("--short", action="store_true", help="15 batches, 3 rounds, 1 thread")
     parser.add_argument("--rounds", type=int, help="default 7, with --short 3")
-    parser.add_argument("--threads", type=int, nargs="+", help="default 1 2, with --short 2")
+    parser.add_argument("--threads", type=int, nargs="+", help="default 1 2, with --short 1")
     parser.add_argument("--examples", type=int, help="default all, with --short 1200")
     parser.add_argument("--loops", nargs="+", choices=list(LOOPS), help="default all")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
     add_clock(parser)
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (3 if asked.short else 7)
-    asked.threads = asked.threads or ([2] if asked.short else [1, 2])
+    asked.threads = asked.threads or ([1] if asked.short else [1, 2])
     set_clock(parser, asked)
     asked.examples = asked.examples or (1200 if asked.short else None)
     left_out = set() if asked.compile else {"torch.compile"}
