@@ -167,12 +167,13 @@ class Attack(ABC):
         Raises:
             DataError: a value outside.
         """
-        if self.bounds is not None and not bool(
-            ((x >= self.bounds[0]) & (x <= self.bounds[1])).all()
-        ):
+        if self.bounds is None or not x.numel():
+            return
+        least, most = (float(end) for end in torch.aminmax(x))
+        if not (least >= self.bounds[0] and most <= self.bounds[1]):
             raise DataError(
                 f"examples: expected values in the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}], got "
-                f"[{float(x.min()):g}, {float(x.max()):g}]; scale the data or drop the bounds"
+                f"[{least:g}, {most:g}]; scale the data or drop the bounds"
             )
 
     def _admit(self, x: Tensor, delta: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from marginflow.engine._build import EngineName, auto_engine
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._fused import unserved
 from marginflow.engine._perturber import Perturber
+from marginflow.engine._products import Products, choose_products, multiplying
 from marginflow.errors import ModelError
 from marginflow.homogeneity import evaluation_mode
 from marginflow.losses import check_labels
@@ -76,8 +77,9 @@ class AttackedOutputs:
         if self.attack is None or self._perturber is None:
             return self._plain(x), dead
         self.attack.check_bounds(x)
-        z, still = self._perturber(x, y, generator, dead=True)
-        return self._network.forward(z).mT, dead if still is None else still
+        with multiplying(self._products(x)):
+            z, still = self._perturber(x, y, generator, dead=True)
+            return self._network.forward(z).mT, dead if still is None else still
 
     def with_clean(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
@@ -97,7 +99,15 @@ class AttackedOutputs:
     def _plain(self, x: Tensor) -> Tensor:
         """The outputs at x, which the next call may overwrite."""
         if self._network is not None:
-            return self._network.forward(self._network.columns(x)).mT
+            with multiplying(self._products(x)):
+                return self._network.forward(self._network.columns(x)).mT
         with torch.no_grad(), evaluation_mode(self.model):
             outputs: Tensor = self.model(x)
             return outputs
+
+    def _products(self, x: Tensor) -> Products:
+        """Which library multiplies batches of this size."""
+        if self._network is None:
+            return "default"
+        largest = max(self._network.weights, key=lambda w: w.numel())
+        return choose_products(largest, len(x))

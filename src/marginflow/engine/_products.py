@@ -19,7 +19,9 @@ Products = Literal["default", "onednn"]
 """``default``: as PyTorch is set. ``onednn``: float32 by oneDNN, with float32's accuracy."""
 
 _GAIN = 1.25
+_chosen: dict[tuple[object, ...], Products] = {}
 _REPEATS = 12
+_ROWS = 256
 
 
 @contextlib.contextmanager
@@ -40,7 +42,7 @@ def choose_products(weight: Tensor, rows: int) -> Products:
     """``onednn`` where it is a quarter faster at this size and as accurate, else ``default``.
 
     Times ``(rows, D) · (D, m)`` a dozen times with each, for the (m, D) of ``weight``: some
-    milliseconds. A quarter, so that the choice (and with it the last bits of a training) does
+    milliseconds, once a process for each size and number of threads. A quarter, so that the choice (and with it the last bits of a training) does
     not hang on noise where both are alike.
 
     Args:
@@ -55,8 +57,16 @@ def choose_products(weight: Tensor, rows: int) -> Products:
         or weight.numel() * rows < 1 << 20
     ):
         return "default"
+    rows = min(rows, _ROWS)
+    key = (tuple(weight.shape), rows, torch.get_num_threads())
+    if key not in _chosen:
+        _chosen[key] = _fastest(weight, rows)
+    return _chosen[key]
+
+
+def _fastest(weight: Tensor, rows: int) -> Products:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(min(rows, 256), weight.shape[1], generator=generator)
+    x = torch.randn(rows, weight.shape[1], generator=generator)
     w = torch.randn(weight.shape, generator=generator)
     exact = x.double() @ w.double().mT
     out = torch.empty(exact.shape)
