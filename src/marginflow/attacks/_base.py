@@ -169,11 +169,12 @@ class Attack(ABC):
         """
         if self.bounds is None or not x.numel():
             return
-        least, most = (float(end) for end in torch.aminmax(x))
-        if not (least >= self.bounds[0] and most <= self.bounds[1]):
+        # Compared as tensors: the bounds are then rounded to the precision of x.
+        least, most = torch.aminmax(x)
+        if not bool((least >= self.bounds[0]) & (most <= self.bounds[1])):
             raise DataError(
                 f"examples: expected values in the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}], got "
-                f"[{least:g}, {most:g}]; scale the data or drop the bounds"
+                f"[{float(least):g}, {float(most):g}]; scale the data or drop the bounds"
             )
 
     def _admit(self, x: Tensor, delta: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def choose_products(weight: Tensor, rows: int) -> Products:
     """``onednn`` where it is a quarter faster at this size and as accurate, else ``default``.
 
     Times ``(rows, D) · (D, m)`` a dozen times with each, for the (m, D) of ``weight``: some
-    milliseconds, once a process for each size and number of threads. A quarter, so that the choice (and with it the last bits of a training) does
-    not hang on noise where both are alike.
+    milliseconds, once a process for each size and number of threads. A quarter, so that the choice
+    (and with it the last bits of a training) does not hang on noise where both are alike.
 
     Args:
         weight: the largest matrix.
