@@ -93,7 +93,6 @@ def short(asked: argparse.Namespace) -> tuple[mf.Run, mf.Dataset, float]:
 def main() -> None:
     arguments = parser(__doc__, epochs=300)
     arguments.add_argument("--more", type=int, default=50, help="epochs of each of the three")
-    arguments.add_argument("--short", action="store_true", help="on the bundled digits")
     asked = arguments.parse_args()
     run, data, seconds = short(asked) if asked.short else network(asked, FGSM)
     if asked.run is not None:
