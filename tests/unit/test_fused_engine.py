@@ -125,8 +125,10 @@ def test_the_same_margins(network: str, attack: str) -> None:
     assert torch.equal(a.dead_inputs, b.dead_inputs)
     assert b.log_loss == pytest.approx(a.log_loss, rel=1e-12)
     model = NETWORKS[network]().double()
-    clean, hit = clean_and_adversarial(model, x, y, ATTACKS[attack], batch_size=4, loss=loss)
-    alone = mf.adversarial_margins(model, x, y, None, batch_size=4, loss=loss)
+    clean, hit = clean_and_adversarial(
+        model, x, y, ATTACKS[attack], batch_size=4, loss=loss, engine="fused"
+    )
+    alone = mf.adversarial_margins(model, x, y, None, batch_size=4, loss=loss, engine="fused")
     assert torch.equal(hit.values, b.values)
     assert torch.equal(clean.values, alone.values)
     assert clean.log_loss == alone.log_loss

@@ -26,6 +26,12 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def by_explicit_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side is what the fused engine offers, whatever ``auto`` means elsewhere."""
+    monkeypatch.delenv("MARGINFLOW_ENGINE", raising=False)
+
+
 def close(found: Any, expected: Any) -> bool:
     """Records alike to rounding."""
     if isinstance(expected, dict):
