@@ -95,7 +95,7 @@ def points(path: Path) -> int:
 
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     flow = [
-        sys.executable, "-m", "marginflow", "flow", *SMALL, *EXACT, "--log-time", "30",
+        sys.executable, "-m", "marginflow", "flow", *SMALL, *EXACT, "--log-time", "100000",
         "--threads", "1",
     ]  # fmt: skip
     subprocess.run([*flow, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
@@ -108,7 +108,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
         if kills < 3:
             while process.poll() is None and points(cut) <= before + 1:
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.2))
+            time.sleep(rng.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
         _, error = process.communicate()
         if process.returncode == 0:
