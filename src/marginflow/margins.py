@@ -192,7 +192,7 @@ def clean_and_adversarial(
             after, still = outputs_at(xb, yb, generator)
             before = after
         dead.append(still.cpu())
-        for k, outputs in enumerate((before, after)):
+        for k, outputs in enumerate((before, after) if clean else (after,)):
             both[k].append(margins_of(outputs, yb).double().cpu())
             if scorer is not None:
                 scores[k].append(scorer.scores(outputs, yb).double().cpu())
@@ -204,7 +204,7 @@ def clean_and_adversarial(
         total, order = homogeneity.total_norm(model), homogeneity.order
     untouched = torch.zeros(x.shape[0], dtype=torch.bool)
     found = []
-    for k, inert in enumerate((untouched, torch.cat(dead))):
+    for k, inert in enumerate((untouched, torch.cat(dead)) if clean else (torch.cat(dead),)):
         log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores[k])))
         found.append(Margins(torch.cat(both[k]), rho, total, order, inert, log_loss))
-    return found[0], found[1]
+    return found[0], found[-1]

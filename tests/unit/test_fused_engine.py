@@ -335,6 +335,12 @@ def test_examples_that_are_not_flattened() -> None:
     assert DenseNetwork.of(model, (4,)) is not None
 
 
+def test_flattening_the_batch_is_no_dense_network() -> None:
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Flatten(0))
+    assert model(torch.zeros(3, 4)).shape == (6,)
+    assert DenseNetwork.of(model, (4,)) is None
+
+
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MARGINFLOW_ENGINE", raising=False)
     model, loss = mlp(12, 5, 1, seed=1), get_loss("logistic")

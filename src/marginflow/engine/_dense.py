@@ -87,7 +87,9 @@ class DenseNetwork:
         pending = _IDENTITY
         for module in leaves:
             if type(module) is nn.Flatten:
-                flat = flat or (not weights and (module.start_dim, module.end_dim) == (1, -1))
+                if (module.start_dim, module.end_dim) != (1, -1):
+                    return None
+                flat = True
             elif type(module) is nn.Linear:
                 if module.bias is not None or not flat:
                     return None
