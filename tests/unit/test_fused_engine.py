@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from marginflow.engine import (
     choose_products,
     multiplying,
 )
+from marginflow.engine import _products as products_module
 from marginflow.errors import DataError, InputError, ModelError, SpecificationError
 from marginflow.losses import get_loss
 from marginflow.margins import clean_and_adversarial
@@ -434,3 +437,34 @@ def test_the_chosen_products_have_the_accuracy_of_float32() -> None:
     assert float((found - exact).abs().max() / exact.abs().max()) < 2e-6
     assert choose_products(weight.double(), 80) == "default"
     assert choose_products(weight[:4, :4], 4) == "default"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spoiled", "expected"),
+    [(2.0, False, "onednn"), (1.2, False, "default"), (2.0, True, "default")],
+    ids=["faster", "hardly faster", "faster and of lower precision"],
+)
+def test_onednn_is_chosen_for_speed_and_never_at_a_loss_of_accuracy(
+    seconds: float, spoiled: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock on which the default takes ``seconds`` and oneDNN 1, whatever this processor has."""
+    clock, kind = [0.0], ["default"]
+
+    @contextlib.contextmanager
+    def with_products(products: str) -> Iterator[None]:
+        kind[0] = products
+        yield
+
+    multiply = torch.mm
+
+    def timed(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        clock[0] += seconds if kind[0] == "default" else 1.0
+        if spoiled and kind[0] == "onednn":
+            a = a.bfloat16().float()
+        return multiply(a, b, out=out)
+
+    monkeypatch.setattr(products_module, "multiplying", with_products)
+    monkeypatch.setattr(products_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(products_module, "_chosen", {})
+    monkeypatch.setattr(torch, "mm", timed)
+    assert choose_products(torch.zeros(128, 256), 64) == expected
