@@ -22,6 +22,7 @@ def parser(description: str | None, *, epochs: int) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--run", type=Path, help="a run on two classes instead of a training")
+    found.add_argument("--data", default="mnist:3,8", help="of the training; mnist: ten digits")
     found.add_argument("--data-dir", type=Path, help="instead of $MARGINFLOW_DATA")
     found.add_argument("--epochs", type=int, default=epochs, help="of the training")
     found.add_argument("--seed", type=int, default=0, help="of the training")
@@ -38,7 +39,7 @@ def network(asked: argparse.Namespace, attack: str) -> tuple[mf.Run, mf.Dataset,
         run = mf.load_run(asked.run)
         data = mf.load(run.config["data"], data_dir=asked.data_dir)
     else:
-        data = mf.load("mnist:3,8", data_dir=asked.data_dir)
+        data = mf.load(asked.data, data_dir=asked.data_dir)
         run = mf.train(
             "mlp:1024,64",
             data,
