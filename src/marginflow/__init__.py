@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marginflow import attacks, datasets, errors, losses, models, references
+    from marginflow import ascent, attacks, datasets, errors, losses, models, references
     from marginflow.alignment import Alignment, measure_alignment
     from marginflow.datasets import Dataset, load
     from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity, normalized_network
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from marginflow.overfitting import Overfitting, detect_overfitting
     from marginflow.runs import Run, load_run
     from marginflow.theorems import Audit, Verdict, audit, verify
-    from marginflow.workflow import Flow, gradient_flow, train, train_seeds
+    from marginflow.workflow import Flow, gradient_flow, maximize, train, train_seeds
 
 __version__ = "0.1.0"
 
@@ -52,6 +52,7 @@ _HOME = {
     "load": "datasets",
     "load_run": "runs",
     "measure_alignment": "alignment",
+    "maximize": "workflow",
     "measure_homogeneity": "homogeneity",
     "nearest_kkt_point": "kkt",
     "normalized_network": "homogeneity",
@@ -59,7 +60,7 @@ _HOME = {
     "train_seeds": "workflow",
     "verify": "theorems",
 }
-_MODULES = ("attacks", "datasets", "errors", "losses", "models", "references")
+_MODULES = ("ascent", "attacks", "datasets", "errors", "losses", "models", "references")
 
 __all__ = [
     "Alignment",
@@ -76,6 +77,7 @@ __all__ = [
     "Run",
     "Verdict",
     "adversarial_margins",
+    "ascent",
     "attacks",
     "audit",
     "datasets",
@@ -86,6 +88,7 @@ __all__ = [
     "load",
     "load_run",
     "losses",
+    "maximize",
     "measure_alignment",
     "measure_homogeneity",
     "models",

@@ -23,6 +23,8 @@ class AutogradEngine(Engine):
         generator: torch.Generator | None = None,
         log_reference: float | None = None,
         count: int | None = None,
+        *,
+        of_log: bool = False,
     ) -> LossGradient:
         """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
         if self.attack is not None:
@@ -33,9 +35,10 @@ class AutogradEngine(Engine):
         outputs = self.model(x)
         scores = self.loss.scores(outputs, y)
         count = len(y) if count is None else count
-        loss = self.loss.mean(scores) * (len(y) / count)
+        share = len(y) / count
+        loss = self.loss.log_mean(scores) if of_log else self.loss.mean(scores) * share
         objective = loss
-        if log_reference is not None:
+        if log_reference is not None and not of_log:
             slopes = torch.exp(self.loss.log_slopes(scores.detach()) - log_reference)
             objective = -(slopes * scores).sum() / count
         gradients = torch.autograd.grad(objective, self.parameters, materialize_grads=True)

@@ -19,7 +19,8 @@ class LossGradient:
     """What one step needs and what comes free with it.
 
     Attributes:
-        loss: ``L = (1/n) Σ ℓ(z_i)`` at the perturbed inputs, a scalar tensor.
+        loss: ``L = (1/n) Σ ℓ(z_i)`` at the perturbed inputs, or ``ln L`` where its gradient was
+            asked for; a scalar tensor.
         gradients: ``G = ∂L/∂W``, one per trainable parameter, in their order; none after
             :meth:`Engine.descend`, see :meth:`Engine.last_gradients`.
         margins: the margins m_i at the perturbed inputs, (n,).
@@ -79,6 +80,8 @@ class Engine(ABC):
         generator: torch.Generator | None = None,
         log_reference: float | None = None,
         count: int | None = None,
+        *,
+        of_log: bool = False,
     ) -> LossGradient:
         """The gradient on the batch (x, y).
 
@@ -90,6 +93,9 @@ class Engine(ABC):
                 log domain, so that it neither under- nor overflows where L does.
             count: the n of ``1/n``, by default the number of examples; larger where examples
                 of no weight were left out of the batch.
+            of_log: the gradient of ``ln L``, ``−Σ w_i ∇z_i`` with the weights of
+                :meth:`Loss.log_weights`, which exists where L underflows. ``log_reference``
+                and ``count`` say nothing then.
         """
 
     @abstractmethod

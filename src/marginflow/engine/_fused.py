@@ -107,12 +107,17 @@ class FusedEngine(Engine):
         generator: torch.Generator | None = None,
         log_reference: float | None = None,
         count: int | None = None,
+        *,
+        of_log: bool = False,
     ) -> LossGradient:
         """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
             outputs = self.network.forward(z).mT
-            loss, margins, seeds = loss_slopes(self.loss, outputs, y, log_reference, count)
+            if of_log:
+                loss, margins, seeds = log_loss_slopes(self.loss, outputs, y)
+            else:
+                loss, margins, seeds = loss_slopes(self.loss, outputs, y, log_reference, count)
             self.network.backward(z, seeds.mT)
             return LossGradient(loss, self.network.gradients(z), margins, outputs)
 
@@ -269,6 +274,19 @@ def loss_slopes(
             slopes = torch.exp(loss.log_slopes(scores.detach()) - log_reference)
             objective = -(slopes * scores).sum() / count
         (seeds,) = torch.autograd.grad(objective, f)
+    return value.detach(), margins, seeds
+
+
+def log_loss_slopes(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``ln L``, the margins and ``∂ ln L/∂f``, (n, C), of outputs (n, C) and labels (n,) that fit."""
+    margins = margins_of(outputs, y, checked=True)
+    if outputs.shape[-1] == 1:
+        seeds = (loss.log_weights(margins).exp_() * y).neg_().unsqueeze(-1)
+        return loss.log_mean(margins), margins, seeds
+    with torch.enable_grad():
+        f = outputs.detach().clone().requires_grad_()
+        value = loss.log_mean(loss.scores(f, y))
+        (seeds,) = torch.autograd.grad(value, f)
     return value.detach(), margins, seeds
 
 

@@ -4,7 +4,7 @@ from marginflow.training._callback import Callback
 from marginflow.training._gauges import BalanceDrift, Descent, Gauge, NormGrowth
 from marginflow.training._rates import Constant, Lemma2, LossBased, Rate, build_rate
 from marginflow.training._schedule import log_spaced
-from marginflow.training._shrinking import Shrinking
+from marginflow.training._shrinking import Part, Shrinking
 from marginflow.training._side_by_side import SideBySide, side_by_side_refusal
 from marginflow.training._smoothness import printed_smoothness, smoothness
 from marginflow.training._trainer import Trainer, TrainingState, deferred_interrupt
@@ -18,6 +18,7 @@ __all__ = [
     "Lemma2",
     "LossBased",
     "NormGrowth",
+    "Part",
     "Rate",
     "Shrinking",
     "SideBySide",

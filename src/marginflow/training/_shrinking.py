@@ -30,12 +30,14 @@ class Part:
         x, y: the examples that are kept, and their labels.
         size: how many the batch has with those left out.
         loss: Σ ℓ over those left out, as it was at the last examination.
+        rows: which examples of the data set they are, where somebody asks for it.
     """
 
     x: Tensor
     y: Tensor
     size: int
     loss: float = 0.0
+    rows: Tensor | None = None
 
 
 class Shrinking:

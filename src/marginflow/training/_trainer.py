@@ -6,10 +6,10 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from marginflow.training._callback import Callback
 from marginflow.training._rates import Rate, build_rate
 from marginflow.training._shrinking import Part, Shrinking
 
-_Stream = Literal["order", "attack", "global", "examination"]
-_STREAMS: dict[_Stream, int] = {"order": 0, "attack": 1, "global": 2, "examination": 3}
+_Stream = Literal["order", "attack", "global", "examination", "hard"]
+_STREAMS: dict[_Stream, int] = {"order": 0, "attack": 1, "global": 2, "examination": 3, "hard": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,20 +254,12 @@ class Trainer:
         return self._source("examination", self.epoch)
 
     def _run_epoch(self, interrupted: threading.Event) -> None:
-        order = self.order()
-        parts = self._parts(order)
+        batches = self.batches()
         if self.rate.undoes and self._batch == 0:
             self._undo = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
             self._undo_time = self.log_time
         for batch in range(self._batch, self.steps_per_epoch):
-            if parts is not None:
-                part = parts[batch]
-            elif order is None:
-                part = Part(self.data.x, self.data.y, self.data.n)
-            else:
-                rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                part = Part(self.data.x[rows], self.data.y[rows], len(rows))
-            if not self._take_step(part):
+            if not self._take_step(batches(batch)):
                 self._loss_sum = math.inf
                 break
             if self._batch < self.steps_per_epoch:
@@ -301,7 +293,8 @@ class Trainer:
         x, y, size = part.x, part.y, part.size
         reference = self.rate.log_reference
         in_place = self._in_place
-        count = {} if len(y) == size else {"count": size}
+        # Engines of one's own need to know of it only where examples are left out.
+        count: dict[str, Any] = {} if len(y) == size else {"count": size}
         if in_place:
             self.learning_rate = self.rate.rate(self)
         if len(y) == 0:
@@ -375,13 +368,26 @@ class Trainer:
                 maximize=False,
             )
 
-    def _parts(self, order: Tensor | None) -> list[Part] | None:
-        """What is left of each batch of the epoch; None where everybody is kept."""
-        if self.shrinking is None:
-            return None
-        if self._batch == 0:
-            self.shrinking.begin_epoch(self)
-        return self.shrinking.parts(self.data, order, self.batch_size)
+    def batches(self) -> Callable[[int], Part]:
+        """The examples of each step of the running epoch, by its number."""
+        order = self.order()
+        if self.shrinking is not None:
+            if self._batch == 0:
+                self.shrinking.begin_epoch(self)
+            parts = self.shrinking.parts(self.data, order, self.batch_size)
+            if parts is not None:
+                return parts.__getitem__
+
+        def batch(number: int) -> Part:
+            if order is None:
+                return Part(self.data.x, self.data.y, self.data.n)
+            return self.part(order[number * self.batch_size : (number + 1) * self.batch_size])
+
+        return batch
+
+    def part(self, rows: Tensor) -> Part:
+        """The examples of these ``rows`` of the data set as a batch."""
+        return Part(self.data.x[rows], self.data.y[rows], len(rows), rows=rows)
 
     def _nothing(self) -> LossGradient:
         """What a batch gives of which nobody is left."""
@@ -397,14 +403,22 @@ class Trainer:
     def _source(self, stream: _Stream, index: int) -> torch.Generator | None:
         if self.engine.attack is None or not self.engine.attack.random:
             return None
-        return torch.Generator().manual_seed(_seed(self.seed, stream, index))
+        return self.stream(stream, index)
+
+    def stream(self, name: _Stream, index: int) -> torch.Generator:
+        """A source of randomness for one use, on the CPU."""
+        return torch.Generator().manual_seed(_seed(self.seed, name, index))
+
+    def permutation(self, index: int) -> Tensor:
+        """The order of the examples in their pass number ``index``."""
+        order = torch.randperm(self.data.n, generator=self.stream("order", index))
+        return order.to(self.data.x.device)
 
     def order(self) -> Tensor | None:
         """The order of the examples in the running epoch; None where a batch is all of them."""
         if self.batch_size == self.data.n:
             return None
-        generator = torch.Generator().manual_seed(_seed(self.seed, "order", self.epoch))
-        return torch.randperm(self.data.n, generator=generator).to(self.data.x.device)
+        return self.permutation(self.epoch)
 
     def _tell(self, event: str) -> None:
         for callback in self.callbacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from marginflow.models import load_weights
 from marginflow.monitor import Monitor
 from marginflow.runs import RunDirectory
 from marginflow.training import Callback, Gauge, Trainer
@@ -52,6 +54,47 @@ class Measuring(Callback):
                 **trainer.rate.state,
                 **(trainer.shrinking.record() if trainer.shrinking is not None else {}),
             )
+
+
+class MeasuringBest(Measuring):
+    """Measures as :class:`Measuring`, and ends with the weights of the largest γ̂_m it measured.
+
+    They are put back at the last epoch, whose record is then theirs and says so in ``best_epoch``.
+    """
+
+    def __init__(self, monitor: Monitor, epochs: Collection[int], last: int) -> None:
+        super().__init__(monitor, epochs, last)
+        self.last = last
+        self.best: dict[str, Tensor] = {}
+        self.place = torch.tensor([-math.inf, 0.0], dtype=torch.float64)
+        """The best γ̂_m, and its epoch."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The best weights so far."""
+        return {"place": self.place, **{f"best.{name}": w for name, w in self.best.items()}}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from what :meth:`state` gave."""
+        self.place = state["place"].clone()
+        self.best = {
+            name.removeprefix("best."): w.clone() for name, w in state.items() if name != "place"
+        }
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Measure if the schedule says so; at the end, go back to the best."""
+        super().on_epoch(trainer)
+        if trainer.epoch not in self.epochs:
+            return
+        margin = self.monitor.records[-1]["normalized_margin"]
+        if margin is not None and margin >= float(self.place[0]):
+            self.place = torch.tensor([margin, trainer.epoch], dtype=torch.float64)
+            self.best = {n: v.detach().clone() for n, v in trainer.model.state_dict().items()}
+        if trainer.epoch == self.last:
+            if self.place[1] != trainer.epoch:
+                load_weights(trainer.model, self.best)
+                self.monitor.records.pop()
+                super().on_epoch(trainer)
+            self.monitor.records[-1]["best_epoch"] = int(self.place[1])
 
 
 class KeepingWeights(Callback):

@@ -23,8 +23,8 @@ from marginflow.monitor import Monitor
 from marginflow.runs import Checkpoint, RunDirectory
 from marginflow.workflow._provenance import provenance
 
-_NOUNS = {"train": "training", "flow": "flow"}
-_VERBS = {"train": "mf.train", "flow": "mf.gradient_flow"}
+_NOUNS = {"train": "training", "flow": "flow", "maximize": "margin maximisation"}
+_VERBS = {"train": "mf.train", "flow": "mf.gradient_flow", "maximize": "mf.maximize"}
 _BEFORE = {"engine": "autograd", "shrink": False}
 """What held of runs that were recorded before there was a choice."""
 

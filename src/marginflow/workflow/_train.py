@@ -187,7 +187,7 @@ def plan_training(
         force=force,
     )
     network = setup.model
-    dtype, device = _dtype(dtype, network), _device(device)
+    dtype, device = as_dtype(dtype, network), as_device(device)
     if out is not None and not resume:
         RunDirectory.check_free(out, force=force)
 
@@ -274,7 +274,8 @@ def _engine(
     )
 
 
-def _dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
+def as_dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
+    """The dtype asked for, or the model's own."""
     if isinstance(dtype, str):
         return _DTYPES[choice("dtype", dtype, _DTYPES)]
     if dtype is None:
@@ -285,7 +286,8 @@ def _dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
     return dtype
 
 
-def _device(device: torch.device | str) -> torch.device:
+def as_device(device: torch.device | str) -> torch.device:
+    """The device, tried."""
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Collection
 from typing import Any
 
 from marginflow.errors import DivergedError, RunError
@@ -24,6 +25,7 @@ class TrainingJob:
         monitor: what measures, or None.
         config: the content of ``run.json``.
         keep_weights: keep the weights of every measurement.
+        free: settings that may be others when the run is resumed.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class TrainingJob:
         config: dict[str, Any],
         *,
         keep_weights: bool,
+        free: Collection[str] = ("epochs",),
     ) -> None:
         self.trainer = trainer
         self.monitor = monitor
         self.config = config
         self.keep_weights = keep_weights
+        self.free = tuple(free)
         self.directory: RunDirectory | None = None
         self.keeping: KeepingWeights | None = None
         self.recording: Recording | None = None
@@ -69,7 +73,7 @@ class TrainingJob:
             self.directory, elapsed = open_directory(
                 out,
                 self.config,
-                free=("epochs",),
+                free=self.free,
                 restore=functools.partial(_restore, self.trainer),
                 monitor=self.monitor,
                 resume=resume,

@@ -1,0 +1,204 @@
+"""The methods of margin maximisation, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from marginflow._checks import choice, unknown
+from marginflow._specs import interval, number, parse, word
+from marginflow.ascent._adam import Adam
+from marginflow.ascent._method import Method, Range, checked_share, velocities_of
+from marginflow.ascent._steepest_step import get_geometry, steepest_step
+from marginflow.ascent._steps import relative_step, sphere_step
+from marginflow.errors import SpecificationError
+
+if TYPE_CHECKING:
+    from marginflow.ascent._ascent import Ascent
+
+_NORMS = ("l2", "sign", "spectral", "adam")
+
+
+class Spheres(Method):
+    """Annealed ascent on the product of unit spheres, with momentum and hard examples.
+
+    Every layer keeps norm 1, so margins are normalised margins. With T the tangential part of
+    ``∇ ln L_τ``, of length 1 over all layers together (:func:`sphere_step`),
+
+        v ← μ v + T/‖T‖,    Ŵ_k ← (Ŵ_k − a v_k)/‖·‖.
+
+    The gradient is that of ln L: that of L underflows once τ γ̂ passes about 100, and a normalised
+    step then destroys the network. Large angular steps at first are what finds features with large
+    margins; small steps from the start stay near the initial weights, as SGD does.
+
+    Args:
+        angle: the angular step a in radians, first and last; falling.
+        tau: the temperature in units of 1/median |γ̂_i|, first and last; rising.
+        momentum: μ in [0, 1).
+        hard: share of each batch drawn from the hardest examples, in [0, 1).
+        pool: the share of all examples that counts as hardest, in (0, 1].
+
+    Raises:
+        InputError: a number out of range, an angle that rises, a temperature that falls.
+    """
+
+    name = "spheres"
+    length = "angle"
+    normalizes = True
+
+    def __init__(
+        self,
+        angle: Range = (0.01, 1e-4),
+        tau: Range = (1.0, 125.0),
+        momentum: float = 0.9,
+        hard: float = 0.7,
+        pool: float = 0.1,
+    ) -> None:
+        super().__init__(angle, tau, hard, pool)
+        self.momentum = checked_share(f"{self.name}: momentum", momentum)
+
+    def own(self) -> Mapping[str, str]:
+        """The momentum."""
+        return {"momentum": repr(self.momentum)}
+
+    def move(self, trainer: Ascent, gradients: Sequence[Tensor], log_loss: float) -> None:
+        """One step on the spheres."""
+        velocities = velocities_of(trainer)
+        sphere_step(
+            trainer.layers,
+            [[gradients[i] for i in places] for places in trainer.places],
+            [[velocities[i] for i in places] for places in trainer.places],
+            angle=trainer.learning_rate,
+            momentum=self.momentum,
+            norms=[1.0] * len(trainer.layers),
+            names=[layer.name for layer in trainer.homogeneity.layers],
+        )
+
+
+class Polish(Spheres):
+    """:class:`Spheres` from a trained network: smaller steps at a higher temperature.
+
+    Balancing the layers, each to norm 1, changes no decision and no normalised margin. The
+    network must separate the perturbed data.
+    """
+
+    name = "polish"
+    separated = True
+
+    def __init__(
+        self,
+        angle: Range = (0.005, 1e-4),
+        tau: Range = (5.0, 125.0),
+        momentum: float = 0.9,
+        hard: float = 0.7,
+        pool: float = 0.1,
+    ) -> None:
+        super().__init__(angle, tau, momentum, hard, pool)
+
+    def warmed(self) -> Spheres:
+        """The schedules of :class:`Spheres`, which begin with longer steps at a low temperature."""
+        return Spheres(momentum=self.momentum, hard=self.hard, pool=self.pool)
+
+
+class Relative(Method):
+    """Relative normalised steps, ``W ← W − η‖W‖ w_B G/‖G‖`` with ``G = ∇ ln L``.
+
+    w_B is the weight of the batch: ``e^{ln L_B − ln L̄}`` with a running estimate of ln L, without
+    which batches of small loss would count as much as those that matter. τ = 1: the norm of the weights,
+    which the steps let grow by equal factors, is the temperature.
+
+    Args:
+        step: η, first and last; falling.
+        hard, pool: as for :class:`Spheres`.
+    """
+
+    name = "relative"
+
+    def __init__(self, step: Range = (3e-3, 1e-4), hard: float = 0.0, pool: float = 0.1) -> None:
+        super().__init__(step, None, hard, pool)
+
+    def move(self, trainer: Ascent, gradients: Sequence[Tensor], log_loss: float) -> None:
+        """One relative step, the running estimates in the state."""
+        relative_step(trainer.engine.parameters, gradients, step=trainer.learning_rate)
+
+
+class Steepest(Method):
+    """Relative steps of steepest descent in another norm, ``W ← W − η‖W‖ V``; a reference.
+
+    ``V = argmax_{‖V‖≤1} ⟨V, ∇ ln L⟩``: the normalised gradient for ``l2``, its signs for ``sign``,
+    ``U Vᵀ`` in each layer for ``spectral``; ``adam`` steps by ``m̂/√v̂`` in the norm of ``sign``. Each
+    seeks the margin in its own norm, :meth:`Geometry.normalized_margin`.
+
+    Args:
+        norm: ``l2``, ``sign``, ``spectral`` or ``adam``.
+        step: η, first and last; falling.
+        hard, pool: as for :class:`Spheres`.
+    """
+
+    name = "steepest"
+
+    def __init__(
+        self,
+        norm: str = "sign",
+        step: Range = (3e-3, 3e-5),
+        hard: float = 0.0,
+        pool: float = 0.1,
+    ) -> None:
+        super().__init__(step, None, hard, pool)
+        self.norm = choice("steepest: norm", norm, _NORMS)
+        self.geometry = get_geometry(norm)
+
+    def own(self) -> Mapping[str, str]:
+        """The norm."""
+        return {"norm": self.norm}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The memory of Adam."""
+        return self.geometry.state() if isinstance(self.geometry, Adam) else {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with this memory."""
+        if isinstance(self.geometry, Adam):
+            self.geometry.restore(tensors)
+
+    def move(self, trainer: Ascent, gradients: Sequence[Tensor], log_loss: float) -> None:
+        """One step in the norm."""
+        steepest_step(trainer.engine.parameters, gradients, self.geometry, trainer.learning_rate)
+
+
+_METHODS: dict[str, type[Method]] = {c.name: c for c in (Spheres, Polish, Relative, Steepest)}
+_PARSERS: Mapping[str, Callable[[str, str], Any]] = {
+    "angle": interval,
+    "step": interval,
+    "tau": interval,
+    "momentum": number,
+    "hard": number,
+    "pool": number,
+    "norm": word,
+}
+_OPTIONS = {
+    "spheres": ("angle", "tau", "momentum", "hard", "pool"),
+    "polish": ("angle", "tau", "momentum", "hard", "pool"),
+    "relative": ("step", "hard", "pool"),
+    "steepest": ("norm", "step", "hard", "pool"),
+}
+
+
+def build_method(method: str | Method) -> Method:
+    """A method from its specification (``spheres``, ``polish:angle=0.005..1e-4``), or itself.
+
+    Raises:
+        SpecificationError: an unknown name or option.
+        InputError: a number out of range.
+    """
+    if isinstance(method, Method):
+        return method
+    spec = parse(method, "method")
+    if spec.name not in _METHODS:
+        raise unknown("method", spec.name, _METHODS)
+    if spec.args:
+        raise SpecificationError(f"method {method!r}: {spec.args[0]!r} has no name")
+    parsers = {key: _PARSERS[key] for key in _OPTIONS[spec.name]}
+    return _METHODS[spec.name](**spec.parsed(parsers))
