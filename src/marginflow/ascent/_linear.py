@@ -56,7 +56,7 @@ def maximize_linear(
 
     The gap is that divided by ``bound + margin``. ``_linear_methods.py`` derives both.
 
-    Runs in float64 on the device of x. The steps do not depend on the scale of x.
+    Runs in float64 on the device of x (tested on the CPU). The steps do not depend on the scale of x.
 
     Args:
         x: examples, shape (n, …).
@@ -68,7 +68,8 @@ def maximize_linear(
             has fallen to a fifth, and take longer steps while they are admissible. False gives the
             published recursion. Without effect on ``normalized``.
         steps: at most so many.
-        gap: stop when bound − margin is at most this share of the bound; 0 takes all steps.
+        gap: stop when bound − margin is at most this share of the bound; 0 takes all steps
+            unless the two meet.
         step_size: θ or η in units of 1/R². Certificates hold for any; guarantees up to 1.
 
     Returns:

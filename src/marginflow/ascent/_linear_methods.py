@@ -22,7 +22,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from marginflow.ascent._nearest import NearestInBall
+from marginflow.ascent._nearest import NearestInBall, lp_norm
 from marginflow.norms import dual_exponent, dual_vector
 
 # A restart when D² − γ² has fallen to this share of what it was at the last one.
@@ -78,7 +78,7 @@ class Found:
         least = float(zw.min())
         if self.eps == 0.0:
             return least
-        return least - self.eps * float(torch.linalg.vector_norm(w, ord=dual_exponent(self.p)))
+        return least - self.eps * lp_norm(w, dual_exponent(self.p))
 
     @property
     def squares_apart(self) -> float:

@@ -37,7 +37,7 @@ class LinearMaximum:
         multipliers: α, shape (n,), >= 0, sum 1. The robust SVM's own are ``α/γ*²``.
         perturbation: δ, shape (d,), ``‖δ‖_p <= ε``: the worst for the predictor
             ``Σ_i α_i y_i x_i − δ``; example i becomes ``x_i − y_i δ``.
-        steps: steps taken; each is one gradient of ln L.
+        steps: steps taken; ``steps + 1`` gradients of ln L, the last for the certificate alone.
         converged: whether ``relative_gap`` is at most what was asked for.
         separable: whether ``γ* > 0``: True when margin > 0 shows it, False when
             bound <= 1e-12·max_i ‖x_i‖₂ does, None when neither.
