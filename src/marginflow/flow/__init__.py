@@ -2,7 +2,7 @@
 
 from marginflow.flow._field import Field
 from marginflow.flow._follow import DENSE_LIMIT, TOLERANCES, Follower
-from marginflow.flow._jumps import Jumps, find_jumps
+from marginflow.flow._jumps import Jumps, find_jumps, jumps_between
 from marginflow.flow._state import Goal, Method, State, Tally
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "State",
     "Tally",
     "find_jumps",
+    "jumps_between",
 ]

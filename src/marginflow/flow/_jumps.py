@@ -66,10 +66,20 @@ def find_jumps(field: Field, w: Vector, reach: float = REACH, seed: int = 0) -> 
             largest["loss"] = max(largest["loss"], jump_loss)
         if largest["loss"] > _LOSS and largest["field"] > _FIELD:
             break
-    return Jumps(
-        largest["field"] if largest["field"] > _FIELD else 0.0,
-        largest["loss"] if largest["loss"] > _LOSS else 0.0,
-    )
+    return _above_rounding(largest["field"], largest["loss"])
+
+
+def jumps_between(field: Field, a: Vector, b: Vector) -> Jumps:
+    """The largest jumps of v and of ln L that halving the segment from ``a`` to ``b`` leaves.
+
+    92 evaluations of the field.
+    """
+    found = [_bisect(field, a, b, of) for of in ("loss", "field")]
+    return _above_rounding(max(f for f, _ in found), max(loss for _, loss in found))
+
+
+def _above_rounding(field: float, loss: float) -> Jumps:
+    return Jumps(field if field > _FIELD else 0.0, loss if loss > _LOSS else 0.0)
 
 
 def _bisect(field: Field, a: Vector, b: Vector, of: str) -> tuple[float, float]:
