@@ -195,13 +195,27 @@ def test_falls_too_small_to_tell_are_left_open() -> None:
 
 
 def test_sliding_paths_that_fall_are_set_aside() -> None:
-    """Turns of ∇ℓ that grow like 1/η, beside a jump of it, excuse a fall; without the jump they do not."""
+    """Turns of ∇ℓ whose sum grows like 1/η excuse a fall; a sum that stays does not."""
     found = signs_from_the_l2_direction()
-    forged = tuple(
-        dataclasses.replace(path, geometry="l2", turns=np.ones(len(path))) for path in found.paths
+    assert found.more_turns == pytest.approx(1.0, abs=0.3)
+
+    def verdict(turn: float) -> Verdict:
+        """Of ℓ2, with turns of η^turn on each step."""
+        forged = tuple(
+            dataclasses.replace(path, geometry="l2", turns=np.full(len(path), path.step**turn))
+            for path in found.paths
+        )
+        return shown(_judge("l2", [], dataclasses.replace(found, paths=forged)))
+
+    assert verdict(0.0).outcome == "does not apply"
+    assert "it turns 4 times as much by steps a quarter as long" in verdict(0.0).measured
+    assert verdict(1.0).outcome == "fails"
+
+
+def test_where_the_perturbation_turns_without_bound_nothing_is_claimed() -> None:
+    """The path runs into ∇_x f = 0 of an example, where FGM's δ has no limit: no jump, no end of turning."""
+    verdict = shown(
+        verify_steepest(net("squared-relu"), crossed(), FGM(0.4), norm="sign", steps=60)
     )
-    jumping = dataclasses.replace(found.jumps, field=0.5)
-    sliding = _Measured(forged, jumping, found.examples)
-    assert shown(_judge("l2", [], sliding)).outcome == "does not apply"
-    smooth = dataclasses.replace(found.jumps, field=0.0)
-    assert _judge("l2", [], _Measured(forged, smooth, found.examples)).outcome == "fails"
+    assert verdict.outcome == "does not apply"
+    assert met(verdict, "∇ ln L continuous") is False

@@ -1,4 +1,4 @@
-"""Norms on the weights, their duals and directions of steepest ascent; Adam as a step by signs.
+"""Norms on the weights, their duals and directions of steepest ascent.
 
 Steepest descent in a norm moves along ``argmin_{‖V‖ ≤ 1} ⟨V, G⟩``; which max-margin problem it is
 biased towards depends on the norm (Tsilivis, Gronich, Vardi & Kempe 2025, arXiv:2410.22069).
@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
-from marginflow._checks import choice, real
 from marginflow.errors import InputError
 from marginflow.homogeneity import power
 from marginflow.norms import dual_exponent, dual_vector, per_example_norm
 
-GeometryName = Literal["l1", "l2", "sign", "spectral", "adam"]
-_SAFE = (1e-140, 1e140)
-_NAMES = ("l1", "l2", "sign", "spectral", "adam")
+_SAFE = (1e-140, 1e140)  # norms whose squares are numbers
 
 
 class Geometry(ABC):
@@ -97,7 +92,7 @@ class Entrywise(Geometry):
 
     def direction(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """``sgn(G) |G|^{q−1}/‖G‖_q^{q−1}``; p = ∞: ``sgn(G)``, with sgn(0) = 0."""
-        _some(gradients)
+        require_some(gradients)
         if math.isinf(self.p):
             return tuple(torch.sgn(g.detach()) for g in gradients)
         whole = torch.cat([g.detach().reshape(-1) for g in gradients])
@@ -122,156 +117,28 @@ class Spectral(Geometry):
 
     def norm(self, weights: Sequence[Tensor]) -> float:
         """``max_k ‖W_k‖₂``."""
-        _some(weights)
+        require_some(weights)
         return max(_largest_singular_value(_matrix(w)) for w in weights)
 
     def dual_norm(self, gradients: Sequence[Tensor]) -> float:
         """``Σ_k ‖G_k‖_nuclear``."""
-        _some(gradients)
+        require_some(gradients)
         return sum(float(torch.linalg.svdvals(_matrix(g).double()).sum()) for g in gradients)
 
     def direction(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """``U_k V_kᵀ``."""
-        _some(gradients)
+        require_some(gradients)
         return tuple(_polar(_matrix(g)).reshape(g.shape).to(g.dtype) for g in gradients)
 
 
-class Adam(Entrywise):
-    """Adam without its stability constant, in the norm that it tends to: ``max |w|``.
-
-    The direction is ``m̂/√v̂`` of the gradients seen so far, and so depends on their order: every call
-    of :meth:`direction` counts as a step. Without memory (β₁ = β₂ = 0) it is sgn(G). With it
-    neither ‖V‖ ≤ 1 nor ``⟨V, G⟩ = ‖G‖_*`` holds, so nothing is claimed about the margin on the way;
-    Adam's limit on separable data maximises the ℓ∞ margin (Zhang, Zou & Cao 2024). A gradient of ln L
-    rather than of L keeps it from shrinking faster than v̂ forgets.
-
-    Args:
-        betas: β₁ and β₂, in [0, 1).
-    """
-
-    def __init__(self, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        super().__init__(math.inf, "adam")
-        first, second = (real("betas", beta, least=0.0) for beta in betas)
-        if not max(first, second) < 1:
-            raise InputError(f"betas: expected two numbers in [0, 1), got {betas}")
-        self.betas = (first, second)
-        self._state: dict[str, list[Tensor]] = {}
-
-    def direction(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """``m̂/√v̂`` after these gradients, by the function behind torch.optim.Adam.
-
-        In float64: v̂ of a gradient of 1e-30 is no number in float32.
-        """
-        _some(gradients)
-        wide = [g.detach().double() for g in gradients]
-        if not self._state:
-            self._state = {
-                "mean": [torch.zeros_like(g) for g in wide],
-                "square": [torch.zeros_like(g) for g in wide],
-                "count": [torch.zeros((), dtype=torch.float32) for _ in wide],
-            }
-        found = [torch.zeros_like(g) for g in wide]
-        # An Adam object would import torch's compiler, which takes most of a second and is not used.
-        adam(
-            found,
-            wide,
-            self._state["mean"],
-            self._state["square"],
-            [],
-            self._state["count"],
-            amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=1.0,
-            weight_decay=0.0,
-            eps=1e-140,  # 0/0 only: what is never touched does not move
-            maximize=True,
-        )
-        return tuple(v.to(g.dtype) for v, g in zip(found, gradients, strict=True))
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the memory, for a checkpoint; empty before the first step."""
-        return {
-            f"{kind}.{index}": value.clone()
-            for kind, values in self._state.items()
-            for index, value in enumerate(values)
-        }
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from ``state``."""
-        self._state = {}
-        for kind in ("mean", "square", "count") if state else ():
-            count = sum(name.startswith(f"{kind}.") for name in state)
-            self._state[kind] = [state[f"{kind}.{index}"].clone() for index in range(count)]
-
-
-def get_geometry(name: str | Geometry) -> Geometry:
-    """The geometry of a name, or the geometry itself; ``adam`` begins with an empty memory.
-
-    ``l2`` (gradient descent), ``sign`` (ℓ∞ over all weights), ``l1`` (coordinate descent),
-    ``spectral``, ``adam``.
-
-    Raises:
-        SpecificationError: an unknown name; the message gives the nearest one.
-    """
-    if isinstance(name, Geometry):
-        return name
-    choice("geometry", name, _NAMES)
-    if name == "spectral":
-        return Spectral()
-    if name == "adam":
-        return Adam()
-    return Entrywise({"l1": 1.0, "l2": 2.0, "sign": math.inf}[name], name)
-
-
-def steepest_step(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    geometry: str | Geometry,
-    step: float,
-    *,
-    relative: bool = True,
-) -> None:
-    """One step of steepest descent, in place: ``W ← W − η‖W‖ V``, ``V = argmax_{‖V‖ ≤ 1} ⟨V, G⟩``.
-
-    With ``relative=False``: ``W ← W − η‖G‖_* V``, Euler's step of the steepest flow, for ``l2`` that of
-    gradient descent, ``W ← W − ηG``.
-
-    Args:
-        weights: W, one tensor a parameter; changed.
-        gradients: G, of the loss or (same direction, and no underflow) of its logarithm.
-        geometry: the norm, as a name or an object; ``adam`` has to be an object, kept from
-            step to step.
-        step: η > 0.
-        relative: whether the step's length is measured by ‖W‖.
-
-    Raises:
-        InputError: no step size, other shapes, an Adam by name, weights or gradients that are not finite.
-    """
-    real("step", step, above=0.0)
-    if geometry == "adam":
-        raise InputError("geometry: expected an object for adam, whose steps have a memory: Adam()")
-    geometry = get_geometry(geometry)
-    if [w.shape for w in weights] != [g.shape for g in gradients]:
-        raise InputError(
-            "expected one gradient of the same shape for each of the weights, got "
-            f"{[tuple(g.shape) for g in gradients]} for {[tuple(w.shape) for w in weights]}"
-        )
-    size = geometry.norm(weights) if relative else geometry.dual_norm(gradients)
-    if not (math.isfinite(size) and all(bool(g.isfinite().all()) for g in gradients)):
-        raise InputError("expected finite weights and gradients; lower the step")
-    with torch.no_grad():
-        for w, v in zip(weights, geometry.direction(gradients), strict=True):
-            w.sub_(v.to(w.dtype), alpha=step * size)
-
-
-def _some(tensors: Sequence[Tensor]) -> None:
+def require_some(tensors: Sequence[Tensor]) -> None:
+    """Refuse an empty sequence."""
     if not tensors:
         raise InputError("expected at least one tensor, got none")
 
 
 def _entrywise_norm(tensors: Sequence[Tensor], p: float) -> float:
-    _some(tensors)
+    require_some(tensors)
     rows = [t.detach().reshape(1, -1) for t in tensors if t.numel()]
     size = _norm_of_norms(rows, p)
     if not _SAFE[0] < size < _SAFE[1]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marginflow._checks import real, whole
-from marginflow.ascent._geometry import get_geometry
+from marginflow.ascent._steepest_step import get_geometry
 from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
 from marginflow.flow import Field, Jumps, jumps_between
