@@ -201,3 +201,16 @@ def test_what_a_flow_refuses() -> None:
         flow.follow(flow.start, step=0.0, steps=3)
     with pytest.raises(InputError, match="at least 1"):
         flow.follow(flow.start, step=0.1, steps=0)
+
+
+def test_threads_are_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        flow = SteepestFlow(squared(), crossed())
+        with pytest.raises(InputError):
+            flow.follow(flow.start, step=0.0, steps=3)
+        flow.separated()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
