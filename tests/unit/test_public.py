@@ -52,6 +52,10 @@ PUBLIC = [
     "verify",
 ]
 PACKAGES = {
+    "ascent": [
+        *("Adam", "Falls", "Geometry", "SteepestFlow", "SteepestPath", "get_geometry"),
+        "steepest_step",
+    ],
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
         *("Perturbation", "Query", "build", "check_budget"),
@@ -79,7 +83,7 @@ PACKAGES = {
     ],
     "flow": [
         *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),
-        *("Tally", "find_jumps"),
+        *("Tally", "find_jumps", "jumps_between"),
     ],
     "kkt": [
         *("Certificate", "Curve", "NearestKKTPoint", "Residuals", "RunCertificate"),
