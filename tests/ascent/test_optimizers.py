@@ -202,9 +202,8 @@ def test_the_closure_is_called_once_with_gradients_enabled(make: Make) -> None:
         value = optimizer.step(closure)
         assert not torch.is_grad_enabled()
     assert calls == [True]
-    assert float(value) == float(
-        nn.functional.softplus(-Y[:8] * network()(X[:8]).squeeze(1)).mean()
-    )
+    expected = nn.functional.softplus(-Y[:8] * network()(X[:8]).squeeze(1)).mean()
+    assert torch.equal(torch.as_tensor(value), expected)
     assert optimizer.step() is None
 
 

@@ -52,6 +52,7 @@ PUBLIC = [
     "verify",
 ]
 PACKAGES = {
+    "ascent": ["RelativeSGD", "RunningSize", "SphereSGD", "relative_step", "sphere_step"],
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
         *("Perturbation", "Query", "build", "check_budget"),
