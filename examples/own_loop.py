@@ -20,7 +20,7 @@ import marginflow as mf
 from marginflow.ascent import SphereSGD
 
 EPS = 0.1  # of pixels in [0, 1]
-EPOCHS, BATCH = 100, 48
+EPOCHS, BATCH = 80, 48
 
 
 class Net(nn.Module):
@@ -60,10 +60,10 @@ def train(name: str, data: mf.Dataset) -> nn.Module:
     if name == "SphereSGD":
         with torch.no_grad():
             for weight in model.parameters():
-                weight /= weight.norm()  # so that margins, and τ, have a scale
+                weight.div_(weight.norm())  # so that margins, and τ, have a scale
         optimizer = SphereSGD(model.parameters(), lr=0.03, momentum=0.9)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     steps = EPOCHS * -(-data.n // BATCH)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, (1 / 30) ** (1 / steps))
     step = 0
