@@ -53,7 +53,10 @@ PUBLIC = [
 ]
 PACKAGES = {
     "ascent": [
-        *("Adam", "Falls", "Geometry", "SteepestFlow", "SteepestPath", "get_geometry"),
+        *("Adam", "Ascent", "Falls", "Geometry", "LinearMaximum", "LinearPoint", "Method"),
+        *("Polish", "Relative", "RelativeSGD", "RunningSize", "SphereSGD", "Spheres"),
+        *("Steepest", "SteepestFlow", "SteepestPath", "Tempered", "build_method"),
+        *("exact_budget", "get_geometry", "maximize_linear", "relative_step", "sphere_step"),
         "steepest_step",
     ],
     "attacks": [

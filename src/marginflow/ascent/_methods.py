@@ -12,7 +12,7 @@ from marginflow._specs import interval, number, parse, word
 from marginflow.ascent._adam import Adam
 from marginflow.ascent._method import Method, Range, checked_share, velocities_of
 from marginflow.ascent._steepest_step import get_geometry, steepest_step
-from marginflow.ascent._steps import relative_step, sphere_step
+from marginflow.ascent._steps import RunningSize, relative_step, sphere_step
 from marginflow.errors import SpecificationError
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ class Polish(Spheres):
 class Relative(Method):
     """Relative normalised steps, ``W ← W − η‖W‖ w_B G/‖G‖`` with ``G = ∇ ln L``.
 
-    w_B is the weight of the batch: ``e^{ln L_B − ln L̄}`` with a running estimate of ln L, without
-    which batches of small loss would count as much as those that matter. τ = 1: the norm of the weights,
-    which the steps let grow by equal factors, is the temperature.
+    w_B is the weight of the batch, from a running estimate (:class:`RunningSize`) of ‖∇L_B‖ =
+    ``e^{ln L_B}‖∇ ln L_B‖``: without it batches of small loss would count as much as those that matter.
+    τ = 1: the norm of the weights, which the steps let grow by equal factors, is the temperature.
 
     Args:
         step: η, first and last; falling.
@@ -121,7 +121,16 @@ class Relative(Method):
 
     def move(self, trainer: Ascent, gradients: Sequence[Tensor], log_loss: float) -> None:
         """One relative step, the running estimates in the state."""
-        relative_step(trainer.engine.parameters, gradients, step=trainer.learning_rate)
+        running = RunningSize(log_mean=self.state.get("log_size"))
+        relative_step(
+            trainer.engine.parameters,
+            gradients,
+            step=trainer.learning_rate,
+            running=running,
+            log_loss=log_loss,
+        )
+        if running.log_mean is not None:
+            self.state["log_size"] = running.log_mean
 
 
 class Steepest(Method):
