@@ -48,8 +48,6 @@ class Method(Rate):
     """What the step length is called."""
     separated: ClassVar[bool] = False
     """Whether every adversarial margin must be positive at the start."""
-    normalizes: ClassVar[bool] = False
-    """Whether the layers are kept at norm 1."""
 
     def __init__(self, step: Range, tau: Range | None, hard: float, pool: float) -> None:
         super().__init__()
@@ -99,7 +97,7 @@ class Method(Rate):
         """Go on with what :meth:`tensors` gave."""
 
     def begin(self, trainer: Trainer) -> None:
-        """Put the layers on their spheres if that is the method's, and meet every example once."""
+        """Bring every layer to norm 1, which changes no decision, and meet every example once."""
         ascent = as_ascent(trainer)
         norms = ascent.homogeneity.norms(ascent.model).tolist()
         for layer, weights, norm in zip(
@@ -110,10 +108,9 @@ class Method(Rate):
                     f"{self.name}: layer {layer.name!r} has norm {norm:g}, and a step relative to it "
                     "leads nowhere: initialise it anew"
                 )
-            if self.normalizes:
-                with torch.no_grad():
-                    for weight in weights:
-                        weight.div_(norm)
+            with torch.no_grad():
+                for weight in weights:
+                    weight.div_(norm)
         ascent.look()
         if self.tau is not None:
             self._rescale(ascent)
