@@ -77,7 +77,7 @@ class Spheres(Method):
 
 
 class Polish(Spheres):
-    """:class:`Spheres` from a trained network: smaller steps at a higher temperature.
+    """:class:`Spheres` from a trained network, with smaller steps.
 
     Balancing the layers, each to norm 1, changes no decision and no normalised margin. The
     network must separate the perturbed data.
@@ -89,7 +89,7 @@ class Polish(Spheres):
     def __init__(
         self,
         angle: Range = (0.005, 1e-4),
-        tau: Range = (5.0, 200.0),
+        tau: Range = (1.0, 200.0),
         momentum: float = 0.9,
         hard: float = 0.8,
         pool: float = 0.1,

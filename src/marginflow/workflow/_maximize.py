@@ -64,7 +64,7 @@ def maximize(
     | method | what it is |
     |---|---|
     | ``spheres`` | annealed ascent on the product of unit spheres: the default, for any network |
-    | ``polish`` | the same from a network that is trained already: smaller steps, a higher temperature |
+    | ``polish`` | the same from a network that is trained already: smaller steps |
     | ``relative`` | ``η‖W‖ ∇ln L/‖∇ln L‖``, with the right weight for each batch |
     | ``loss-based`` | η = a/L with roll-back (Lyu & Li 2020): :func:`marginflow.train` at that rate |
     | ``steepest`` | reference: signs, spectral, Adam, each seeking the margin in a norm of its own |
