@@ -31,6 +31,7 @@ PUBLIC = [
     "Run",
     "Verdict",
     "adversarial_margins",
+    "ascent",
     "attacks",
     "audit",
     "datasets",
@@ -41,6 +42,7 @@ PUBLIC = [
     "load",
     "load_run",
     "losses",
+    "maximize",
     "measure_alignment",
     "measure_homogeneity",
     "models",
@@ -52,6 +54,21 @@ PUBLIC = [
     "verify",
 ]
 PACKAGES = {
+    "ascent": [
+        *(
+            "Adam",
+            "Ascent",
+            "Falls",
+            "Geometry",
+            "LinearMaximum",
+            "LinearPoint",
+            "Method",
+            "Polish",
+        ),
+        *("Relative", "Spheres", "Steepest", "SteepestFlow", "SteepestPath", "Tempered"),
+        *("build_method", "exact_budget", "get_geometry", "maximize_linear", "relative_step"),
+        *("sphere_step", "steepest_step"),
+    ],
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
         *("Perturbation", "Query", "build", "check_budget"),

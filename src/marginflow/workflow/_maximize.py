@@ -156,6 +156,8 @@ def maximize(
             resume=resume, force=force,
         )  # fmt: skip
     whole("epochs", epochs, least=1)
+    if not resume:
+        chosen.check_layers(setup.model, homogeneity)
     warm = (
         not resume
         and chosen.separated
