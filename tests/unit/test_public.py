@@ -96,7 +96,7 @@ PACKAGES = {
     ],
     "flow": [
         *("DENSE_LIMIT", "TOLERANCES", "Field", "Follower", "Goal", "Jumps", "Method", "State"),
-        *("Tally", "find_jumps"),
+        *("Tally", "find_jumps", "jumps_between"),
     ],
     "kkt": [
         *("Certificate", "Curve", "NearestKKTPoint", "Residuals", "RunCertificate"),
