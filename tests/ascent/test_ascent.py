@@ -177,7 +177,7 @@ def test_the_hard_examples_are_the_hardest() -> None:
 
 
 def test_without_hard_examples_batches_are_those_of_a_training() -> None:
-    heard = ascend("relative", epochs=2)
+    heard = ascend("relative:hard=0", epochs=2)
     for epoch in range(2):
         rows = torch.cat(heard.rows[6 * epoch : 6 * epoch + 6])
         assert sorted(rows.tolist()) == list(range(40))
@@ -226,7 +226,7 @@ def test_a_method_is_its_specification(method: Method) -> None:
         ("spheres:tau=nan..1", r"tau: expected a finite number"),
         ("spheres:step=0.1", r"step.*angle"),
         ("spheres:0.1", r"'0\.1' has no name"),
-        ("relative:tau=1..2", r"tau"),
+        ("relative:angle=1..2", r"angle"),
         ("steepest:norm=l3", r"steepest: norm.*l3"),
     ],
 )  # fmt: skip

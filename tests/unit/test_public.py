@@ -55,19 +55,11 @@ PUBLIC = [
 ]
 PACKAGES = {
     "ascent": [
-        *(
-            "Adam",
-            "Ascent",
-            "Falls",
-            "Geometry",
-            "LinearMaximum",
-            "LinearPoint",
-            "Method",
-            "Polish",
-        ),
-        *("Relative", "Spheres", "Steepest", "SteepestFlow", "SteepestPath", "Tempered"),
-        *("build_method", "exact_budget", "get_geometry", "maximize_linear", "relative_step"),
-        *("sphere_step", "steepest_step"),
+        *("Adam", "Ascent", "Falls", "Geometry", "LinearMaximum", "LinearPoint", "Method"),
+        *("Polish", "Relative", "RelativeSGD", "RunningSize", "SphereSGD", "Spheres"),
+        *("Steepest", "SteepestFlow", "SteepestPath", "Tempered", "build_method"),
+        *("exact_budget", "get_geometry", "maximize_linear", "relative_step", "sphere_step"),
+        "steepest_step",
     ],
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),

@@ -7,9 +7,10 @@ from marginflow.ascent._linear import exact_budget, maximize_linear
 from marginflow.ascent._linear_result import LinearMaximum, LinearPoint
 from marginflow.ascent._method import Method
 from marginflow.ascent._methods import Polish, Relative, Spheres, Steepest, build_method
+from marginflow.ascent._optimizers import RelativeSGD, SphereSGD
 from marginflow.ascent._steepest import Falls, SteepestFlow, SteepestPath
 from marginflow.ascent._steepest_step import get_geometry, steepest_step
-from marginflow.ascent._steps import relative_step, sphere_step
+from marginflow.ascent._steps import RunningSize, relative_step, sphere_step
 from marginflow.ascent._tempered import Tempered
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "Method",
     "Polish",
     "Relative",
+    "RelativeSGD",
+    "RunningSize",
+    "SphereSGD",
     "Spheres",
     "Steepest",
     "SteepestFlow",

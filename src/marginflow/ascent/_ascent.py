@@ -170,7 +170,13 @@ class Ascent(Trainer):
         if part.rows is not None:
             self.seen[part.rows] = result.margins.detach()
         self.learning_rate = self.method.rate(self)
-        self.method.move(self, result.gradients, log_loss)
+        try:
+            self.method.move(self, result.gradients, log_loss)
+        except InputError as error:
+            step, epoch = self.step + 1, self.epoch + 1
+            raise DivergedError(
+                f"the ascent stopped at step {step} (epoch {epoch}): {error}", step, epoch
+            ) from None
         self._counted += len(part.y)
         correct = int((result.margins > 0).sum())
         # There is no t: the steps follow no gradient flow of one loss.

@@ -49,8 +49,6 @@ class Method(Rate):
     """What the step length is called."""
     separated: ClassVar[bool] = False
     """Whether every adversarial margin must be positive at the start."""
-    normalizes: ClassVar[bool] = False
-    """Whether the layers are kept at norm 1."""
 
     def __init__(self, step: Range, tau: Range | None, hard: float, pool: float) -> None:
         super().__init__()
@@ -115,14 +113,13 @@ class Method(Rate):
         return norms
 
     def begin(self, trainer: Trainer) -> None:
-        """Put the layers on their spheres if that is the method's, and meet every example once."""
+        """Bring every layer to norm 1, which changes no decision, and meet every example once."""
         ascent = as_ascent(trainer)
         norms = self.check_layers(ascent.model, ascent.homogeneity)
-        if self.normalizes:
-            with torch.no_grad():
-                for weights, norm in zip(ascent.layers, norms, strict=True):
-                    for weight in weights:
-                        weight.div_(norm)
+        with torch.no_grad():
+            for weights, norm in zip(ascent.layers, norms, strict=True):
+                for weight in weights:
+                    weight.div_(norm)
         ascent.look()
         if self.tau is not None:
             self._rescale(ascent)

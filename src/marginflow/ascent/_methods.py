@@ -12,7 +12,7 @@ from marginflow._specs import interval, number, parse, word
 from marginflow.ascent._adam import Adam
 from marginflow.ascent._method import Method, Range, checked_share, velocities_of
 from marginflow.ascent._steepest_step import get_geometry, steepest_step
-from marginflow.ascent._steps import relative_step, sphere_step
+from marginflow.ascent._steps import RunningSize, relative_step, sphere_step
 from marginflow.errors import SpecificationError
 
 if TYPE_CHECKING:
@@ -46,14 +46,13 @@ class Spheres(Method):
 
     name = "spheres"
     length = "angle"
-    normalizes = True
 
     def __init__(
         self,
         angle: Range = (0.01, 1e-4),
-        tau: Range = (1.0, 125.0),
+        tau: Range = (1.0, 200.0),
         momentum: float = 0.9,
-        hard: float = 0.7,
+        hard: float = 0.8,
         pool: float = 0.1,
     ) -> None:
         super().__init__(angle, tau, hard, pool)
@@ -90,9 +89,9 @@ class Polish(Spheres):
     def __init__(
         self,
         angle: Range = (0.005, 1e-4),
-        tau: Range = (5.0, 125.0),
+        tau: Range = (5.0, 200.0),
         momentum: float = 0.9,
-        hard: float = 0.7,
+        hard: float = 0.8,
         pool: float = 0.1,
     ) -> None:
         super().__init__(angle, tau, momentum, hard, pool)
@@ -105,23 +104,38 @@ class Polish(Spheres):
 class Relative(Method):
     """Relative normalised steps, ``W ← W − η‖W‖ w_B G/‖G‖`` with ``G = ∇ ln L``.
 
-    w_B is the weight of the batch: ``e^{ln L_B − ln L̄}`` with a running estimate of ln L, without
-    which batches of small loss would count as much as those that matter. τ = 1: the norm of the weights,
-    which the steps let grow by equal factors, is the temperature.
+    w_B is the weight of the batch, from a running estimate (:class:`RunningSize`) of ‖∇L_B‖ =
+    ``e^{ln L_B}‖∇ ln L_B‖``: without it batches of small loss would count as much as those that matter.
+    The weights are free to grow, from balanced layers; τ is relative to the margins that they have.
 
     Args:
         step: η, first and last; falling.
-        hard, pool: as for :class:`Spheres`.
+        tau, hard, pool: as for :class:`Spheres`.
     """
 
     name = "relative"
 
-    def __init__(self, step: Range = (3e-3, 1e-4), hard: float = 0.0, pool: float = 0.1) -> None:
-        super().__init__(step, None, hard, pool)
+    def __init__(
+        self,
+        step: Range = (0.02, 3e-4),
+        tau: Range = (1.0, 200.0),
+        hard: float = 0.8,
+        pool: float = 0.1,
+    ) -> None:
+        super().__init__(step, tau, hard, pool)
 
     def move(self, trainer: Ascent, gradients: Sequence[Tensor], log_loss: float) -> None:
         """One relative step, the running estimates in the state."""
-        relative_step(trainer.engine.parameters, gradients, step=trainer.learning_rate)
+        running = RunningSize(log_mean=self.state.get("log_size"))
+        relative_step(
+            trainer.engine.parameters,
+            gradients,
+            step=trainer.learning_rate,
+            running=running,
+            log_loss=log_loss,
+        )
+        if running.log_mean is not None:
+            self.state["log_size"] = running.log_mean
 
 
 class Steepest(Method):
@@ -134,7 +148,7 @@ class Steepest(Method):
     Args:
         norm: ``l2``, ``sign``, ``spectral`` or ``adam``.
         step: η, first and last; falling.
-        hard, pool: as for :class:`Spheres`.
+        tau, hard, pool: as for :class:`Spheres`.
     """
 
     name = "steepest"
@@ -143,10 +157,11 @@ class Steepest(Method):
         self,
         norm: str = "sign",
         step: Range = (3e-3, 3e-5),
-        hard: float = 0.0,
+        tau: Range = (1.0, 200.0),
+        hard: float = 0.8,
         pool: float = 0.1,
     ) -> None:
-        super().__init__(step, None, hard, pool)
+        super().__init__(step, tau, hard, pool)
         self.norm = choice("steepest: norm", norm, _NORMS)
         self.geometry = get_geometry(norm)
 
@@ -181,8 +196,8 @@ _PARSERS: Mapping[str, Callable[[str, str], Any]] = {
 _OPTIONS = {
     "spheres": ("angle", "tau", "momentum", "hard", "pool"),
     "polish": ("angle", "tau", "momentum", "hard", "pool"),
-    "relative": ("step", "hard", "pool"),
-    "steepest": ("norm", "step", "hard", "pool"),
+    "relative": ("step", "tau", "hard", "pool"),
+    "steepest": ("norm", "step", "tau", "hard", "pool"),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from marginflow.norms import dual_exponent, per_example_norm
 
 _ROUNDING = 4.0 * torch.finfo(torch.float64).eps
-_MOST_ITERATIONS = 100
+_MOST_ITERATIONS = 60
 
 
 def lp_norm(v: Tensor, p: float) -> float:
@@ -61,8 +61,8 @@ class NearestInBall:
         p = self.p
         low, high = 0.0, lp_norm(sizes, dual_exponent(p))
         level = self._level if low < self._level < high else high / 2.0
-        # For p < 2, u = s^{1/(p−1)} carries the rounding of s so many times over.
-        enough = _ROUNDING * max(1.0, 1.0 / (p - 1.0))
+        # Norms and powers round: for p < 2, u = s^{1/(p−1)} carries that of s so many times over.
+        enough = 16.0 * _ROUNDING * max(1.0, 1.0 / (p - 1.0))
         for _ in range(_MOST_ITERATIONS):
             u = _at_level(sizes, level, p)
             norm = lp_norm(u, p)
@@ -70,7 +70,7 @@ class NearestInBall:
                 low = level
             else:
                 high = level
-            if abs(norm - 1.0) <= enough or high - low <= _ROUNDING * high:
+            if abs(norm - 1.0) <= enough or high - low <= enough * high:
                 break
             # d‖u‖_p/dλ, from u' (1 + λ(p−1)u^{p−2}) = −u^{p−1}; a coordinate at 0 stays there.
             inner = torch.where(u > 0.0, u, 1.0)

@@ -35,8 +35,8 @@ def sphere_step(
     gradients: Sequence[Sequence[Tensor]],
     velocities: Sequence[Sequence[Tensor]],
     *,
-    angle: float,
-    momentum: float,
+    angle: float | Sequence[float],
+    momentum: float | Sequence[float],
     norms: list[float] | None = None,
     names: Sequence[str] | None = None,
 ) -> float:
@@ -56,8 +56,9 @@ def sphere_step(
         layers: W_1 … W_L, each the tensors that scale together; updated in place. float32 or float64.
         gradients: G_1 … G_L, of the same shapes; left as they are.
         velocities: v_1 … v_L, of the same shapes, zeros before the first step; updated in place.
-        angle: length of the step without momentum, in radians of the product of spheres.
-        momentum: μ in [0, 1).
+        angle: length of the step without momentum, in radians of the product of spheres; one for all
+            layers or one for each.
+        momentum: μ in [0, 1), likewise.
         norms: the r_k to keep against the drift of rounding, updated in place: an entry off by
             more than 1e-3 (such as 0 before the first step) becomes the layer's norm. None keeps what
             each layer has now.
@@ -89,6 +90,7 @@ def sphere_step(
     epsilon = max(torch.finfo(view.weights[0].dtype).eps for view in views)
     total = math.sqrt(sum(squares))
     still = total <= 2 * epsilon * math.sqrt(sum(whole))
+    angles, momenta = _each(angle, views), _each(momentum, views)
     for k, view in enumerate(views):
         scale = 0.0 if still else math.ldexp(view.norm / total, view.shift - top)
         true_norm = math.ldexp(view.norm, view.weight_shift)
@@ -97,60 +99,124 @@ def sphere_step(
             keep = true_norm
         if norms is not None:
             norms[k] = keep
-        view.turn(scale, angle * true_norm, momentum, keep)
+        view.turn(scale, angles[k] * true_norm, momenta[k], keep)
     try:
         return 0.0 if still else math.ldexp(total, top)
     except OverflowError:
         return math.inf
 
 
+@dataclass
+class RunningSize:
+    """A running estimate of ``‖∇L_B‖`` over the batches B, which says how much one batch counts.
+
+    The gradient of the whole loss is ``Σ_B ∇L_B``, so a step along a batch's gradient alone has to be
+    ``‖∇L_B‖/n̄`` times the usual length, n̄ the mean of ``‖∇L_B‖ = e^{ln L_B}·‖∇ln L_B‖``: a batch whose
+    loss is e^2 times that of the others counts e^2 times as much. Batches with weight 1 each end in a
+    direction that is not the max-margin one. All is kept in the log domain.
+
+    As the weights grow, all losses fall at a rate that one batch tells: ``W ← (1 + δ)W`` adds
+    ``δ⟨∇ln L_B, W⟩`` to ln L_B. The estimate is carried along by that; a mean of past sizes alone lags
+    behind by more the larger the margins, and the steps become too short.
+
+    Attributes:
+        beta: memory of the mean in [0, 1); about the last 1/(1 − β) batches count.
+        cap: the weight of a batch is at most this, so that one batch cannot throw the network out.
+        log_mean: ln n̄; None before the first batch, whose weight is 1.
+    """
+
+    beta: float = 0.95
+    cap: float = 4.0
+    log_mean: float | None = None
+
+    def weigh(self, log_size: float) -> float:
+        """Take in a batch with ``ln‖∇L_B‖``; its weight ``min(cap, ‖∇L_B‖/n̄)``, itself in the mean."""
+        if self.log_mean is None or self.beta == 0:
+            self.log_mean = log_size
+        else:
+            old, new = self.log_mean + math.log(self.beta), log_size + math.log1p(-self.beta)
+            self.log_mean = max(old, new) + math.log1p(math.exp(-abs(old - new)))
+        return math.exp(min(log_size - self.log_mean, math.log(self.cap)))
+
+    def carry(self, change: float) -> None:
+        """Add to ln n̄ what the growth of the weights adds to every ln L_B."""
+        if self.log_mean is not None and math.isfinite(change):
+            self.log_mean += change
+
+
 @torch.no_grad()
 def relative_step(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], *, step: float, weight: float = 1.0
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    *,
+    step: float | Sequence[float],
+    weight: float = 1.0,
+    running: RunningSize | None = None,
+    log_loss: float = 0.0,
+    of_log: bool = True,
 ) -> float:
     """``W ← W − step·weight·‖W‖·G/‖G‖`` over all weights jointly, ``‖W‖ = sqrt(Σ‖W_k‖²)``.
 
     Args:
-        weights: W_1 … W_L, updated in place.
+        weights: W_1 … W_L, updated in place. float32 or float64.
         gradients: G_1 … G_L, of L or of ln L; left as they are. Where all are 0, W stays.
-        step: η, the length of the step relative to the norm.
-        weight: a factor, such as that of :func:`batch_weight`.
+        step: η, the length of the step relative to the norm; one for all or one for each.
+        weight: a factor.
+        running: for mini-batches: gives a further factor, and is brought up to date.
+        log_loss: ``ln L_B`` of the batch before the step; read with ``running`` only.
+        of_log: whether G is ∇ln L_B, or else ∇L_B; read with ``running`` only.
 
     Returns:
-        ``ln‖G‖``, −inf where G is 0.
+        the length taken, relative to step: ``weight`` times the batch's weight; 0 where G is 0.
 
     Raises:
         ModelError: the weights are 0: a step relative to them stays there.
-        InputError: a weight or gradient is NaN or infinite, or the shapes do not fit. Nothing is
-            changed then.
+        InputError: a weight, a gradient or the loss is NaN or infinite, or the shapes do not
+            fit. Nothing is changed then.
     """
     _same_shapes("the weights", weights, gradients)
     if not weights:
-        return -math.inf
-    _, w_shift, ww = _sized(weights, "weight", "the weights")
+        return 0.0
+    scaled, w_shift, ww = _sized(weights, "weight", "the weights")
     g, g_shift, gg = _sized(gradients, "gradient", "the weights")
     if ww == 0:
         raise ModelError("the weights are 0, and a step relative to their norm stays there")
+    if not math.isfinite(log_loss):
+        raise InputError(f"expected the finite ln of a loss above 0, got {log_loss}")
     if gg == 0:
-        return -math.inf
-    # As a product of two numbers in range: the ratio alone may overflow the weights' dtype.
-    length = step * weight * math.sqrt(ww / gg)
-    for target, gradient in zip(weights, g, strict=True):
+        return 0.0
+    steps = _each(step, weights)
+    factor = weight
+    if running is not None:
+        log_size = 0.5 * math.log(gg) + g_shift * math.log(2.0)
+        factor *= running.weigh(log_size + (log_loss if of_log else 0.0))
+        # The step's part along W, relative to W, times ⟨∇ln L_B, W⟩.
+        inner = [_inner(x, y) for x, y in zip(g, scaled, strict=True)]
+        cosines = [h * x / math.sqrt(ww * gg) for h, x in zip(steps, inner, strict=True)]
+        shift = (g_shift + w_shift) * math.log(2.0) - (0.0 if of_log else log_loss)
+        slope = sum(inner) * math.exp(min(shift, 700.0))
+        running.carry(-factor * sum(cosines) * slope)
+    # W' = W − length·2^w_shift·G', with W' and G' in range.
+    length = factor * math.sqrt(ww / gg)
+    for h, target, gradient in zip(steps, weights, g, strict=True):
         if w_shift == 0:
-            target.sub_(gradient, alpha=length)
+            target.sub_(gradient, alpha=h * length)
         else:
-            target.sub_(_scaled(gradient.double() * length, w_shift).to(target.dtype))
-    return 0.5 * math.log(gg) + g_shift * math.log(2.0)
+            target.sub_(_scaled(gradient.double() * (h * length), w_shift).to(target.dtype))
+    return factor
 
 
-def log_norm(gradients: Sequence[Tensor]) -> float:
-    """``ln‖G‖ = ½ ln Σ‖G_k‖²``, −inf where G is 0; neither under- nor overflows.
+@torch.no_grad()
+def unit(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """``G/‖G‖``, jointly over all tensors; zeros where G is 0.
 
     Raises:
         InputError: a gradient is NaN or infinite.
     """
-    _, shift, square = _sized(gradients, "gradient", "the weights")
-    return 0.5 * math.log(square) + shift * math.log(2.0) if square else -math.inf
+    if not gradients:
+        return []
+    scaled, _, square = _sized(gradients, "gradient", "the free parameters")
+    return [g / math.sqrt(square) if square else torch.zeros_like(g) for g in scaled]
 
 
 @dataclass
@@ -200,7 +266,8 @@ class _Layer:
             scaled, w_shift, ww = _sized(weights, "weight", name)
             if ww == 0:
                 raise ModelError(
-                    f"{name} is 0 and has no direction: initialise it anew, or leave it out"
+                    f"{name} is 0 and has no direction: initialise it anew, or keep it off the "
+                    "spheres (free=True)"
                 )
             g, g_shift, gg = _sized(gradients, "gradient", name)
             ww, wg, gg, wv = _products(scaled, g, velocities)
@@ -236,6 +303,8 @@ class _Layer:
                 continue
             # μv + scale·(G − (radial/scale)·W), then W − length·v: torch's fused SGD does both in
             # one pass over the memory, which is what limits the step.
+            if momentum == 0:
+                v.zero_()  # without momentum it would leave v, and scale, out
             kept = [t.contiguous() for t in (w, g, v)]
             sgd(
                 [kept[0]],
@@ -243,7 +312,7 @@ class _Layer:
                 [kept[2]],
                 fused=True,
                 lr=length,
-                momentum=momentum,
+                momentum=momentum or 1.0,
                 dampening=1.0 - scale,
                 weight_decay=-radial / scale,
                 nesterov=False,
@@ -313,6 +382,19 @@ def _same_shapes(name: str, weights: Sequence[Tensor], others: Sequence[Tensor])
     for tensor in weights:
         if tensor.dtype not in _RANGE:
             raise InputError(f"{name}: expected float32 or float64 weights, got {tensor.dtype}")
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    """``⟨A, B⟩``, the blocks summed in float64."""
+    flat = (one.detach().reshape(-1), other.detach().reshape(-1))
+    pairs = zip(*(torch.split(t, _BLOCK) for t in flat), strict=True)
+    numbers: list[float] = torch.stack([torch.dot(a, b) for a, b in pairs]).tolist()
+    return math.fsum(numbers)
+
+
+def _each(value: float | Sequence[float], items: Sequence[object]) -> Sequence[float]:
+    """One number for each item."""
+    return [value] * len(items) if isinstance(value, int | float) else value
 
 
 def _name(names: Sequence[str] | None, index: int) -> str:

@@ -22,6 +22,7 @@ from marginflow.kkt._ties import TIE, tied_perturbations
 from marginflow.losses import Loss, margins_of
 
 # A row with k units at a kink has 2^k pieces. Beyond this many they are formed as they are needed.
+_PROBES = 32
 _MOST_KINKS = 8
 # Flips of a piece's sides towards the one of the steepest descent; kinks in one layer need one.
 _FLIPS = 20
@@ -356,6 +357,7 @@ class Problem:
         if not self.has_units:
             return rows
         at_kink = []
+        typical = self._typical(rows)
         for _, some in rows.parts(self.batch_size):
             with self.kinks.observed() as plain, torch.no_grad():
                 self.model(some.perturbed)
@@ -365,10 +367,12 @@ class Problem:
             if self.through:
                 with self.kinks.observed() as met:
                     self.margins(some)
-            near = [u.abs() <= TIE * u.abs().amax(dim=1, keepdim=True) for u in met.before]
             # Where δ is formed, a unit at its kink is a jump of δ(W), which has no subdifferential.
-            for earlier in near[: len(near) - len(plain.before)]:
-                earlier.zero_()
+            earlier = len(met.before) - len(plain.before)
+            near = [torch.zeros_like(u, dtype=torch.bool) for u in met.before[:earlier]]
+            for u, usual in zip(met.before[earlier:], typical, strict=True):
+                largest = u.abs().amax(dim=1, keepdim=True)
+                near.append(u.abs() <= TIE * torch.minimum(largest, usual))
             at_kink.append(torch.cat(near, dim=1))
         kinks = torch.cat(at_kink)
         self._units = kinks.shape[1]
@@ -395,6 +399,18 @@ class Problem:
         )
         values = [self.margins(some).detach() for _, some in pieces.parts(self.batch_size)]
         return replace(pieces, values=torch.cat(values))
+
+    def _typical(self, rows: Rows) -> list[Tensor]:
+        """How large each unit's input is on noise of the examples' size, (units,) each.
+
+        A unit whose weights have all but died out is small everywhere, and at no kink for that.
+        """
+        some = rows.perturbed[:_PROBES]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(some.shape, generator=generator, dtype=torch.float64).to(some)
+        with self.kinks.observed() as met, torch.no_grad():
+            self.model(noise * some.square().mean().sqrt())
+        return [u.abs().amax(dim=0) for u in met.before]
 
     def crowded(self, rows: Rows) -> Tensor:
         """Which rows have more units at a kink than all sides were formed of, (r,)."""
