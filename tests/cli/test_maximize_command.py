@@ -37,8 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def polished(trained: Path) -> Path:
     out = trained.parent / "polished"
     mf.maximize(
-        "mlp:8", DATA[1], DATA[3], method="polish:angle=0.005..1e-4,hard=0.7", epochs=10, start=trained, loss="exponential",
-        out=out,
+        "mlp:8", DATA[1], DATA[3], method="polish:angle=0.005..1e-4,hard=0.7", epochs=10,
+        start=trained, loss="exponential", out=out,
     )  # fmt: skip
     return out
 

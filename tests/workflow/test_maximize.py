@@ -168,6 +168,7 @@ def test_polishing_a_trained_run(tmp_path: Path) -> None:
     )
     assert trained.final["adversarial_accuracy"] == 1.0
     options: dict[str, Any] = {**SMALL, "method": "polish", "start": tmp_path / "trained"}
+    options["epochs"] = 60
     run = mf.maximize("mlp:16", DATA, **options, strict=True, out=tmp_path / "polished")
     margin = trained.final["normalized_margin"]
     assert run.metrics[0]["normalized_margin"] == pytest.approx(margin, rel=1e-5)
@@ -178,6 +179,10 @@ def test_polishing_a_trained_run(tmp_path: Path) -> None:
     in_memory = mf.maximize("mlp:16", DATA, **{**options, "start": trained})
     assert in_memory.metrics == run.metrics
     assert in_memory.config["from"] == origin
+    # A polish too rough to gain anything gives back what it was given.
+    rough = mf.maximize("mlp:16", DATA, **{**options, "method": "polish:angle=1..1", "epochs": 2})
+    assert rough.final["best_epoch"] == 0
+    assert rough.final["normalized_margin"] == rough.metrics[0]["normalized_margin"]
     # The same weights without their name.
     model = trained.load_model()
     plain = mf.maximize(model, DATA, **{**options, "start": None}, out=tmp_path / "plain")
