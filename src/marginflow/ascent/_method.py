@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marginflow._checks import real
 from marginflow.errors import InputError, ModelError
+from marginflow.homogeneity import Homogeneity
 from marginflow.training import Rate, Trainer
 
 if TYPE_CHECKING:
@@ -96,19 +97,27 @@ class Method(Rate):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on with what :meth:`tensors` gave."""
 
-    def begin(self, trainer: Trainer) -> None:
-        """Bring every layer to norm 1, which changes no decision, and meet every example once."""
-        ascent = as_ascent(trainer)
-        norms = ascent.homogeneity.norms(ascent.model).tolist()
-        for layer, weights, norm in zip(
-            ascent.homogeneity.layers, ascent.layers, norms, strict=True
-        ):
+    def check_layers(self, model: nn.Module, homogeneity: Homogeneity) -> list[float]:
+        """The layers' norms, of which none may be 0.
+
+        Raises:
+            ModelError: a layer that is 0, infinite or NaN.
+        """
+        norms: list[float] = homogeneity.norms(model).tolist()
+        for layer, norm in zip(homogeneity.layers, norms, strict=True):
             if norm == 0 or not math.isfinite(norm):
                 raise ModelError(
                     f"{self.name}: layer {layer.name!r} has norm {norm:g}, and a step relative to it "
                     "leads nowhere: initialise it anew"
                 )
-            with torch.no_grad():
+        return norms
+
+    def begin(self, trainer: Trainer) -> None:
+        """Bring every layer to norm 1, which changes no decision, and meet every example once."""
+        ascent = as_ascent(trainer)
+        norms = self.check_layers(ascent.model, ascent.homogeneity)
+        with torch.no_grad():
+            for weights, norm in zip(ascent.layers, norms, strict=True):
                 for weight in weights:
                     weight.div_(norm)
         ascent.look()

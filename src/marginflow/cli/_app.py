@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from marginflow.cli._maximize_command import maximize
+from marginflow.cli._options import ATTACK, DATA, DATA_DIR, DEVICE, FLOW_DATA, MODEL, THREADS
+
 app = typer.Typer(
     name="marginflow",
     help=(
@@ -19,14 +22,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
-
-_DATA = "Data set: digits:3,8, mnist:3,8, separable:n=60,d=20,margin=0.1, npz:PATH."
-_FLOW_DATA = _DATA.replace(",margin=0.1", "")  # its column is too narrow for more
-_DATA_DIR = "Folder with the MNIST files (or set MARGINFLOW_DATA)."
-_MODEL = "Network: mlp:1024,64 (hidden widths), cnn, deep-linear:10,10."
-_ATTACK = "Trained against: none, fgsm:eps=16/255, fgm:eps=1.5, pgd-linf:eps=0.1,steps=5."
-_DEVICE = "Device: cpu, cuda."
-_THREADS = "CPU threads; results are the same bits only at the same number."
 
 
 def _version(wanted: bool) -> None:
@@ -51,9 +46,9 @@ def _marginflow(
     "--attack fgsm:eps=0.1 --lr 0.1 --batch-size 32 --epochs 200 --out runs/fgsm"
 )
 def train(
-    data: Annotated[str | None, typer.Option(help=_DATA)] = None,
-    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
-    attack: Annotated[str | None, typer.Option(help=_ATTACK)] = None,
+    data: Annotated[str | None, typer.Option(help=DATA)] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    attack: Annotated[str | None, typer.Option(help=ATTACK)] = None,
     measure_with: Annotated[
         str | None, typer.Option(help="Attack that is measured; by default the one trained with.")
     ] = None,
@@ -82,7 +77,7 @@ def train(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default) or float64.")] = None,
-    device: Annotated[str | None, typer.Option(help=_DEVICE)] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -100,8 +95,8 @@ def train(
             help="Leave examples out of the epochs while they move weights by less than a rounding.",
         ),
     ] = False,
-    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
-    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    threads: Annotated[int | None, typer.Option(help=THREADS)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file with any of these options; the command line goes before it."),
@@ -163,8 +158,8 @@ def train(
     "--attack exact-linear:p=2,eps=0.05 --log-time 1e6 --out runs/flow"
 )
 def flow(
-    data: Annotated[str | None, typer.Option(help=_FLOW_DATA)] = None,
-    model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    data: Annotated[str | None, typer.Option(help=FLOW_DATA)] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     attack: Annotated[
         str | None,
         typer.Option(help="Perturbation: none, fgm:eps=0.05, exact-linear:p=2,eps=0.05 …."),
@@ -196,8 +191,8 @@ def flow(
         int | None, typer.Option(help="End after so many evaluations (default 2,000,000).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the weights (default 0).")] = None,
-    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
-    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    threads: Annotated[int | None, typer.Option(help=THREADS)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory (default: a new one under runs/).")
     ] = None,
@@ -244,6 +239,12 @@ def flow(
     raise typer.Exit(run_flow(given, resume=resume, force=force, progress=not quiet))
 
 
+app.command(
+    epilog="Example: marginflow maximize --data digits:3,8 --model mlp:256,32 "
+    "--attack fgsm:eps=0.1 --epochs 60 --out runs/spheres"
+)(maximize)
+
+
 @app.command(
     epilog="Example: marginflow measure runs/fgsm --attack pgd-linf:eps=0.1,steps=20 "
     "--attack fgm:eps=0.5"
@@ -255,14 +256,14 @@ def measure(
         typer.Option(help="Attack to measure with (repeatable); by default the run's own."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 1024,
     dtype: Annotated[
         str | None, typer.Option(help="float32 or float64; by default the run's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random starts.")] = 0,
-    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    threads: Annotated[int | None, typer.Option(help=THREADS)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a trained network's margins and accuracies under any attacks."""
@@ -327,7 +328,7 @@ def verify(
         str | None,
         typer.Option(help="The run's own attack, if it is a finite set: finite-set:FILE.npy."),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Judge the paper's statements on a run: holds, fails, does not apply, not reached.
@@ -361,7 +362,7 @@ def certify(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
-    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     fitted_only: Annotated[
         bool,
         typer.Option("--fitted-only", help="Leave out the examples without a positive margin."),
@@ -379,7 +380,7 @@ def certify(
     batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 1024,
     memory: Annotated[int, typer.Option(help="MiB for the data of single examples.")] = 1024,
     seed: Annotated[int, typer.Option(help="Seed of a random start.")] = 0,
-    threads: Annotated[int | None, typer.Option(help=_THREADS)] = None,
+    threads: Annotated[int | None, typer.Option(help=THREADS)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure how far a trained network is from a KKT point of the max-margin problem.
@@ -437,7 +438,7 @@ def reproduce(
     form: Annotated[
         str, typer.Option("--format", help="Format of the figures: svg, png or pdf.")
     ] = "png",
-    data_dir: Annotated[Path | None, typer.Option(help=_DATA_DIR)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Trainings at a time (default: one for each CPU core).")
     ] = None,

@@ -47,6 +47,12 @@ _STORED = (
 )  # fmt: skip
 _ADDED = {"shrink": False}
 """Options that older runs do not have, with what held of these."""
+_KINDS = {
+    "train": ("a training run", "mf.train"),
+    "flow": ("a gradient flow", "mf.gradient_flow"),
+    "maximize": ("a margin maximisation", "mf.maximize"),
+}
+"""What the kinds of runs are called, and the functions that make them."""
 
 
 def run_training(
@@ -163,7 +169,7 @@ def stored_options(
 
     Args:
         path: the run directory.
-        kind: ``train`` or ``flow``.
+        kind: ``train``, ``flow`` or ``maximize``.
         names: of the options.
         added: options that runs of earlier versions lack, with their values there.
 
@@ -174,19 +180,19 @@ def stored_options(
 
     config = RunDirectory(path).read_config()
     if config.get("kind") != kind:
-        other = {"train": "a training run", "flow": "a gradient flow"}
+        found = str(config.get("kind"))
         raise RunError(
-            f"{str(path)!r} is not {other[kind]} but {other.get(str(config.get('kind')), 'another')}"
+            f"{str(path)!r} is not {_KINDS[kind][0]} but {_KINDS.get(found, ('another', ''))[0]}"
         )
     if not config.get("model"):
         raise RunError(
             f"the run in {str(path)!r} has a model of its own kind; resume it from Python, with "
-            f"mf.{'train' if kind == 'train' else 'gradient_flow'}(model, …, resume=True)"
+            f"{_KINDS[kind][1]}(model, …, resume=True)"
         )
     try:
-        found = {name: config[name] for name in names}
-        found |= {name: config.get(name, before) for name, before in added.items()}
-        return found | {"model": config["model_spec"]}
+        options = {name: config[name] for name in names}
+        options |= {name: config.get(name, before) for name, before in added.items()}
+        return options | {"model": config["model_spec"]}
     except KeyError as error:
         raise RunError(f"the run.json in {str(path)!r} lacks {error}") from None
 

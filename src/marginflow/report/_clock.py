@@ -43,6 +43,16 @@ def is_flow(run: Run) -> bool:
     return run.config.get("kind") == "flow"
 
 
+def is_ascent(run: Run) -> bool:
+    """Whether the run maximises margins: it follows no gradient flow, and has no time."""
+    return run.config.get("kind") == "maximize"
+
+
+def method_name(run: Run) -> str:
+    """The name of an ascent's method, without its options."""
+    return str(run.config.get("method")).partition(":")[0]
+
+
 def clock_of(runs: Sequence[Run]) -> Clock:
     """The common clock: ln t as soon as a flow is among the runs; else epochs, or steps.
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from marginflow.report._clock import is_flow
+from marginflow.report._clock import is_ascent, is_flow
 from marginflow.runs import Run
 
 _OPTIONS = (
@@ -51,14 +51,29 @@ _FLOW_OPTIONS = (
     "max_evaluations",
     "seed",
 )
+_ASCENT_OPTIONS = (
+    "data",
+    "model",
+    "attack",
+    "measure_with",
+    "method",
+    "epochs",
+    "batch_size",
+    "seed",
+    "loss",
+    "dtype",
+    "device",
+    "threads",
+)
+_COMMANDS = {"flow": "flow", "maximize": "maximize"}
 _SPECIFICATION = re.compile(r"[a-z][a-z0-9-]*(:.*)?", re.DOTALL)
 
 
 def reproduction(run: Run) -> tuple[list[str], str]:
     """The parts of a command line that gives the run again, and what it cannot do; either may be empty.
 
-    ``marginflow train …`` with all options, or ``marginflow flow …`` with those that differ from
-    the defaults, and its goals.
+    ``marginflow train …`` or ``marginflow maximize …`` with all options, or ``marginflow flow …`` with
+    those that differ from the defaults, and its goals.
 
     A part is an option with its argument; spaces between them make the command line. Every
     argument is quoted for the shell: the configuration comes from a file.
@@ -67,10 +82,14 @@ def reproduction(run: Run) -> tuple[list[str], str]:
     reason = _obstacle(run.config)
     if reason:
         return [], reason
-    names = _FLOW_OPTIONS if is_flow(run) else _OPTIONS
+    names = _FLOW_OPTIONS if is_flow(run) else _ASCENT_OPTIONS if is_ascent(run) else _OPTIONS
     plain: Mapping[str, tuple[Any, ...]] = _FLOW_DEFAULTS if is_flow(run) else {"device": ("cpu",)}
     options = [name for name in names if config.get(name) not in plain.get(name, ())]
-    parts = ["marginflow flow" if is_flow(run) else "marginflow train"]
+    parts = [f"marginflow {_COMMANDS.get(str(config.get('kind')), 'train')}"]
+    origin = config.get("from")
+    if isinstance(origin, Mapping):
+        source = f"runs/{origin.get('run')}"
+        parts.append(f"--from {shlex.quote(source)}")
     for name in options:
         if (value := config.get(name)) is not None:
             parts.append(f"--{name.replace('_', '-')} {_argument(value)}")
@@ -88,6 +107,8 @@ def _obstacle(config: Mapping[str, Any]) -> str:
     again = "follow it again with mf.gradient_flow"
     if config.get("kind") != "flow":
         again = "train it again with mf.train"
+    if config.get("kind") == "maximize":
+        again = "maximise again with mf.maximize"
     missing = [name for name in ("data", "model_spec", "attack") if not config.get(name)]
     if missing:
         return f"The configuration lacks {', '.join(missing)}, so no command line is known."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from marginflow.experiments import Curve, FigureData, Panel
 from marginflow.monitor import QUANTILES
-from marginflow.report._clock import Clock, clock_of, is_flow
+from marginflow.report._clock import Clock, clock_of, is_ascent, is_flow
 from marginflow.report._flow_panels import (
     flow_accuracy,
     flow_margins,
@@ -202,8 +202,10 @@ def _norms(clock: Clock, runs: Sequence[Run]) -> Captioned:
             "normalised by it. Logarithmic axis.",
         )
     run = runs[0]
+    # An ascent on spheres keeps the norms: what is left is rounding, and would fill the panel.
+    digits = 6 if is_ascent(run) else None
     layers = [
-        curve_of(clock, run, name, entry_of("layer_norms", k), color=k)
+        curve_of(clock, run, name, entry_of("layer_norms", k, digits=digits), color=k)
         for k, name in enumerate(layer_names(run))
     ]
     return Captioned(

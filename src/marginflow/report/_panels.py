@@ -108,15 +108,17 @@ def value_of(key: str, factor: float = 1.0) -> Value:
     return value
 
 
-def entry_of(key: str, k: int, factor: float = 1.0) -> Value:
-    """Entry k of the list at ``key``, times ``factor``."""
+def entry_of(key: str, k: int, factor: float = 1.0, digits: int | None = None) -> Value:
+    """Entry k of the list at ``key``, times ``factor``, rounded where ``digits`` (decimals) are given."""
 
     def value(record: Mapping[str, Any]) -> float | None:
         entries = record.get(key)
         if not isinstance(entries, list) or len(entries) <= k:
             return None
         found = number({key: entries[k]}, key)
-        return None if found is None else found * factor
+        if found is None:
+            return None
+        return found * factor if digits is None else round(found * factor, digits)
 
     return value
 

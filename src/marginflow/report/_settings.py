@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marginflow.report._clock import is_flow
+from marginflow.report._ascent_words import ascent_settings
+from marginflow.report._clock import is_ascent, is_flow
 from marginflow.report._flow_words import goal_words, integrator_words, integrators
 from marginflow.report._tables import Table, run_columns
 from marginflow.report._text import (
@@ -28,9 +29,17 @@ _ORDER = (
     "trained against",
     "measured with",
     "loss",
+    "begins with",
+    "method",
+    "warm-up",
+    "step length",
+    "temperature",
+    "hard examples",
     "learning rate",
     "batch size",
     "epochs",
+    "steps at most",
+    "duality gap",
     "momentum",
     "derivative",
     "goal",
@@ -46,7 +55,7 @@ _ORDER = (
 
 def settings_table(runs: Sequence[Run]) -> Table:
     """What was asked of each run, in words."""
-    lines = [_flow_settings(run) if is_flow(run) else _settings(run.config) for run in runs]
+    lines = [_lines(run) for run in runs]
     titles = [title for title in _ORDER if any(title in line for line in lines)]
     if all(map(is_flow, runs)):  # one perturbation, of the flow and of its measurements
         titles.remove("measured with")
@@ -59,6 +68,12 @@ def settings_table(runs: Sequence[Run]) -> Table:
     ]
     header = ["setting", *run_names(runs)]
     return Table("What was asked for", header, rows, numbers=False, colors=run_columns(runs))
+
+
+def _lines(run: Run) -> dict[str, str]:
+    if is_flow(run):
+        return _flow_settings(run)
+    return ascent_settings(run, _settings(run.config)) if is_ascent(run) else _settings(run.config)
 
 
 def _flow_settings(run: Run) -> dict[str, str]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from marginflow.report._clock import FLOW_DIGITS, at_start, is_flow, log_time_of, time_words
+from marginflow.report._clock import (
+    FLOW_DIGITS,
+    at_start,
+    is_ascent,
+    is_flow,
+    log_time_of,
+    method_name,
+    time_words,
+)
 from marginflow.report._flow_words import flow_caveats, followed, mixed_caveats, reached_goal
 from marginflow.report._text import (
     attack_words,
@@ -144,10 +152,15 @@ def is_standard(run: Run) -> bool:
 
 
 def training_words(run: Run) -> str:
-    """``training against FGSM, ε = 0.1`` or ``standard training``, or the same of a flow."""
+    """``training against FGSM, ε = 0.1`` or ``standard training``, or the same of a flow or an ascent."""
     if is_flow(run):
         against = "without perturbation" if is_standard(run) else _named(run.config["attack"])
         return f"gradient flow {'' if is_standard(run) else 'against '}{against}"
+    if is_ascent(run):
+        goal = (
+            "clean margins" if is_standard(run) else f"margins under {_named(run.config['attack'])}"
+        )
+        return f"maximising {goal} ({method_name(run)})"
     if is_standard(run):
         return "standard training"
     return f"training against {_named(run.config.get('attack'))}"
@@ -176,6 +189,14 @@ def _own_caveats(name: str, run: Run) -> list[str]:
         notes.append(
             f"{name} is not finished: {format_count(reached)} of {format_count(planned)} epochs."
         )
+    best, converged = number(run.final, "best_epoch"), run.final.get("converged")
+    if best is not None and best != reached:
+        notes.append(
+            f"{name} ends with the best weights that were measured, those after epoch "
+            f"{format_count(best)}: its last measurement is theirs."
+        )
+    if converged is False:
+        notes.append(f"{name} ended before its duality gap was reached.")
     if dead := number(run.final, "dead_inputs"):
         notes.append(
             f"{name}: the gradient vanishes at {format_count(dead)} training examples, which the "
@@ -234,7 +255,7 @@ def _is_adversarial_against_standard(runs: Sequence[Run]) -> bool:
     return (
         len(runs) == 2
         and [is_standard(run) for run in runs].count(True) == 1
-        and not any(map(is_flow, runs))
+        and not any(is_flow(run) or is_ascent(run) for run in runs)
     )
 
 

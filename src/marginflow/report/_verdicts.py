@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marginflow.report._clock import is_ascent
 from marginflow.report._command import reproduction
 from marginflow.report._tables import Table, run_columns
 from marginflow.report._text import MISSING, number, run_names
@@ -23,6 +24,11 @@ _OUTCOMES = {
 """By the outcome: as a mark, and in the plural and the singular of a count."""
 
 _UNJUDGED = "Not judged yet. This adds the verdicts to the next report:"
+_NO_FLOW = (
+    "The statements speak of gradient flow and of training; steps that maximise margins follow neither. "
+    "What applies is the distance from a KKT point (Theorem 5)."
+)
+_CERTIFY = " This adds it to the next report:"
 _LATER = 1.0  # seconds; a copied folder has all its times within one
 
 
@@ -88,6 +94,14 @@ def outcomes_table(runs: Sequence[Run]) -> Table | None:
 
 
 def _theory(run: Run, name: str) -> Theory:
+    if is_ascent(run):
+        certified = run.path is None or (run.path / "certificate.json").exists()
+        return Theory(
+            name,
+            "",
+            _NO_FLOW + _CERTIFY * (not certified),
+            f"marginflow certify {shlex.quote(f'runs/{run.name}')}" * (not certified),
+        )
     if run.path is None:
         return Theory(name, "", "The run was kept in memory: mf.verify(run) judges it.", "")
     verdicts = _verdicts(run)

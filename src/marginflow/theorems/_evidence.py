@@ -84,6 +84,13 @@ class Evidence:
     ) -> None:
         self.run = run
         self.config: Mapping[str, Any] = run.config
+        if self.config.get("kind") == "maximize":
+            raise RunError(
+                f"verify: {run.name!r} maximises margins, and the steps of method "
+                f"{str(self.config.get('method')).partition(':')[0]!r} follow no gradient flow of the "
+                "loss, of which the statements speak; of such a network certify measures the distance "
+                "from a KKT point (Theorem 5): marginflow certify, or mf.kkt_certificate"
+            )
         if self.config.get("kind") not in _KINDS:
             raise RunError(f"verify: {run.name!r} is not a training run, nor a gradient flow")
         self.attack = _attack_of(self.config, attack)

@@ -85,16 +85,26 @@ class MeasuringBest(Measuring):
         super().on_epoch(trainer)
         if trainer.epoch not in self.epochs:
             return
-        margin = self.monitor.records[-1]["normalized_margin"]
-        if margin is not None and margin >= float(self.place[0]):
-            self.place = torch.tensor([margin, trainer.epoch], dtype=torch.float64)
-            self.best = {n: v.detach().clone() for n, v in trainer.model.state_dict().items()}
+        self._keep(trainer)
         if trainer.epoch == self.last:
             if self.place[1] != trainer.epoch:
                 load_weights(trainer.model, self.best)
                 self.monitor.records.pop()
                 super().on_epoch(trainer)
             self.monitor.records[-1]["best_epoch"] = int(self.place[1])
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Measure the initial weights; a network that is trained already may be the best."""
+        super().on_start(trainer)
+        if trainer.step == 0 and self.monitor.records:
+            self._keep(trainer)
+
+    def _keep(self, trainer: Trainer) -> None:
+        """Keep the weights just measured if none before had a larger margin."""
+        margin = self.monitor.records[-1]["normalized_margin"]
+        if margin is not None and margin >= float(self.place[0]):
+            self.place = torch.tensor([margin, trainer.epoch], dtype=torch.float64)
+            self.best = {n: v.detach().clone() for n, v in trainer.model.state_dict().items()}
 
 
 class KeepingWeights(Callback):

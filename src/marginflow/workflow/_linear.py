@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ def maximize_predictor(
     monitor: Monitor,
     *,
     steps: int,
+    origin: dict[str, Any] | None,
     out: str | os.PathLike[str] | None,
     resume: bool,
     force: bool,
@@ -40,6 +42,7 @@ def maximize_predictor(
         data: the data set, placed.
         monitor: measures before and after.
         steps: at most so many.
+        origin: the run whose weights the layer has, as :func:`begin_with` gave it; its norm is kept.
         out: run directory, or None.
         resume: not offered here.
         force: replace what is there.
@@ -53,7 +56,9 @@ def maximize_predictor(
         raise SpecificationError(f"method {method!r}: {spec.args[0]!r} has no name")
     gap = real("gap", spec.parsed({"gap": number}).get("gap", 1e-6), least=0.0)
     if resume:
-        raise InputError(f"method {spec.name!r}: cannot be resumed; it takes seconds: use force")
+        raise InputError(
+            f"method {spec.name!r}: cannot be resumed; it takes seconds: begin anew, with force"
+        )
     _check_predictor(setup, data)
     eps, p = exact_budget(setup.attack)
     x = data.x.reshape(data.n, -1)
@@ -63,7 +68,12 @@ def maximize_predictor(
     layer = next(iter(setup.model.parameters()))
     config = setup.config(
         "maximize",
-        {"method": f"{spec.name}:gap={gap!r}", "epochs": steps, "batch_size": data.n},
+        {
+            "method": f"{spec.name}:gap={gap!r}",
+            "from": origin,
+            "epochs": steps,
+            "batch_size": data.n,
+        },
         dtype=layer.dtype,
         device=layer.device,
         homogeneity=monitor.homogeneity,
@@ -72,12 +82,12 @@ def maximize_predictor(
     if out is not None:
         directory = RunDirectory.create(out, {**config, **provenance()}, force=force)
     try:
-        monitor.measure(0, epoch=0)
+        # No epochs: what counts here are steps, of all the data.
+        monitor.measure(0)
         with torch.no_grad():
             layer.copy_(found.direction.to(layer).reshape(layer.shape) * layer.norm())
         monitor.measure(
             found.steps,
-            epoch=found.steps,
             duality_bound=found.bound,
             duality_gap=found.relative_gap,
             gap_rate=found.rate,

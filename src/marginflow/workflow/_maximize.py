@@ -21,6 +21,7 @@ from marginflow.margins import adversarial_margins
 from marginflow.monitor import Monitor
 from marginflow.runs import Run, RunDirectory
 from marginflow.training import Callback, log_spaced
+from marginflow.workflow._begin import begin_with
 from marginflow.workflow._callbacks import MeasuringBest
 from marginflow.workflow._linear import LINEAR, maximize_predictor
 from marginflow.workflow._setup import Setup, prepare
@@ -45,6 +46,7 @@ def maximize(
     seed: int = 0,
     loss: str | Loss | None = None,
     strict: bool = False,
+    start: Run | str | os.PathLike[str] | None = None,
     measure_with: Attack | str | None = None,
     schedule: Collection[int] | None = None,
     dtype: torch.dtype | str | None = None,
@@ -88,6 +90,8 @@ def maximize(
         loss: ``exponential``, ``logistic`` or ``cross-entropy``; by default as for training.
         strict: refuse data that are not separated at the start, where the method needs it;
             otherwise it is said, and a warm-up comes first.
+        start: a run, or its directory, whose last weights ``model`` takes before the first step;
+            ``run.json`` records which. A run that is resumed needs it no more.
         measure_with: the perturbation that is measured, by default ``attack``.
         schedule: epochs at which to measure; by default as for training, and oftener at the end.
         dtype: ``float32`` or ``float64``; by default the model's own.
@@ -105,13 +109,18 @@ def maximize(
     Raises:
         InputError: any argument that cannot be used (nothing is written then).
         NotHomogeneousError: the network has no normalised margin.
-        ModelError: a layer is 0, or the network is dead.
-        RunError: ``out`` is taken, or does not fit when resuming.
+        ModelError: a layer is 0, or the network is dead; ``start`` is of another network.
+        RunError: ``out`` is taken, or does not fit when resuming; ``start`` has no checkpoint.
         DivergedError: NaN, infinity, or τ·margin beyond the range of the dtype.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     name = method.partition(":")[0].strip().lower() if isinstance(method, str) else method.name
     if isinstance(method, str) and name == "loss-based":
+        if start is not None:
+            raise InputError(
+                "start: method 'loss-based' is an ordinary training, which begins with the weights of "
+                "its model: give it those of the run"
+            )
         return train(
             model, data, attack=attack, loss=loss, lr=method, batch_size=batch_size, epochs=epochs,
             measure_with=measure_with, schedule=schedule, seed=seed, dtype=dtype, device=device,
@@ -133,6 +142,8 @@ def maximize(
         resume=resume,
         force=force,
     )
+    stored = RunDirectory(out).read_config() if resume and out is not None else {}
+    origin = stored.get("from") if start is None else begin_with(setup.model, start)
     typed, placed_on = as_dtype(dtype, setup.model), as_device(device)
     if out is not None and not resume:
         RunDirectory.check_free(out, force=force)
@@ -141,15 +152,17 @@ def maximize(
     monitor = Monitor(setup.model, placed, setup.measured, loss=setup.loss, homogeneity=homogeneity)
     if chosen is None:
         return maximize_predictor(
-            str(method), setup, placed, monitor, steps=epochs, out=out, resume=resume, force=force
-        )
+            str(method), setup, placed, monitor, steps=epochs, origin=origin, out=out,
+            resume=resume, force=force,
+        )  # fmt: skip
     whole("epochs", epochs, least=1)
+    if not resume:
+        chosen.check_layers(setup.model, homogeneity)
     warm = (
         not resume
         and chosen.separated
         and not _separated(setup, placed, homogeneity, chosen, strict=strict)
     )
-    stored = RunDirectory(out).read_config() if resume and out is not None else {}
     warm = bool(stored.get("warm_up", warm))
     if batch_size is None:
         batch_size = min(_BATCH, -(-placed.n // _BATCHES))
@@ -174,6 +187,7 @@ def maximize(
     )
     own = {
         "method": chosen.spec,
+        "from": origin,
         "warm_up": warm,
         "batch_size": ascent.batch_size,
         "epochs": ascent.epochs,
