@@ -33,6 +33,7 @@ def test_public_names() -> None:
         "Verdict",
         "audit",
         "verify",
+        "verify_steepest",
     ]
     assert get_args(Outcome) == ("holds", "fails", "does not apply", "not reached")
 
