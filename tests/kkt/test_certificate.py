@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -417,3 +418,24 @@ def test_one_minus_cosine_is_accurate_far_below_rounding() -> None:
     assert relative(cert.residual, tangent / math.sqrt(1 + tangent**2)) <= 1e-7
     assert relative(cert.residuals.paper, math.sqrt(2 * exact)) <= 1e-7
     assert relative(cert.residuals.tangential, tangent / math.sqrt(1 + tangent**2)) <= 1e-7
+
+
+def test_units_that_have_all_but_died_are_at_no_kink() -> None:
+    """Their input is tiny everywhere; its side is known, and the multipliers get no second piece."""
+    model = mf.models.mlp(6, 8, 1, seed=3).double()
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn((12, 6), generator=generator, dtype=torch.float64)
+    y = torch.where(model(x).flatten() >= 0, 1, -1)
+    first = next(model.parameters())
+    with torch.no_grad():
+        first[:3] *= 1e-11
+    y = torch.where(model(x).flatten() >= 0, 1, -1)
+    cert = mf.kkt_certificate(model, x, y, tau=1e6)
+    columns = []
+    for example, label in zip(x, y, strict=True):
+        margin = label * model(example.unsqueeze(0)).squeeze()
+        parts = torch.autograd.grad(margin, list(model.parameters()))
+        columns.append(torch.cat([part.flatten() for part in parts]))
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    _, distance = scipy.optimize.nnls(torch.stack(columns, dim=1).numpy(), w.numpy())
+    assert cert.residual == pytest.approx(distance / float(w.norm()), rel=1e-9)
