@@ -184,6 +184,8 @@ class Steepest(Method):
 
 
 _METHODS: dict[str, type[Method]] = {c.name: c for c in (Spheres, Polish, Relative, Steepest)}
+_ELSEWHERE = ("dual", "loss-based", "normalized")
+"""Methods of mf.maximize that are no steps of an ascent."""
 _PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "angle": interval,
     "step": interval,
@@ -212,7 +214,7 @@ def build_method(method: str | Method) -> Method:
         return method
     spec = parse(method, "method")
     if spec.name not in _METHODS:
-        raise unknown("method", spec.name, _METHODS)
+        raise unknown("method", spec.name, (*_METHODS, *_ELSEWHERE))
     if spec.args:
         raise SpecificationError(f"method {method!r}: {spec.args[0]!r} has no name")
     parsers = {key: _PARSERS[key] for key in _OPTIONS[spec.name]}

@@ -241,7 +241,7 @@ def flow(
 
 app.command(
     epilog="Example: marginflow maximize --data digits:3,8 --model mlp:256,32 "
-    "--attack fgsm:eps=0.1 --epochs 60 --out runs/spheres"
+    "--attack fgsm:eps=0.1 --out runs/spheres"
 )(maximize)
 
 
