@@ -436,3 +436,18 @@ def test_what_an_ascent_has_seen_at_its_end() -> None:
 
     mf.maximize("mlp:8", data, epochs=5, batch_size=24, engine="autograd", callbacks=[Seen()])
     assert len(before) == 5
+
+
+def test_steepest_records_the_margin_in_its_own_norm() -> None:
+    """m/‖W‖^K with max |w|, by hand; and a method that served before begins anew."""
+    method = mf.ascent.build_method("steepest:norm=adam")
+    data = mf.load("digits:3,8")
+    runs = [
+        mf.maximize("mlp:8", data, "fgsm:eps=0.05", method=method, epochs=2, seed=1)
+        for _ in range(2)
+    ]
+    assert runs[0].metrics == runs[1].metrics
+    assert runs[0].model is not None
+    largest = max(float(p.detach().abs().max()) for p in runs[0].model.parameters())
+    end = runs[0].final
+    assert end["matching_margin"] == pytest.approx(end["margin"] / largest**2, rel=1e-12)

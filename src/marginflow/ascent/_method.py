@@ -112,9 +112,15 @@ class Method(Rate):
                 )
         return norms
 
+    def measured(self, trainer: Ascent, margin: float) -> dict[str, float]:
+        """What a record of the measurements has besides, given ``min_i m_i``."""
+        return {}
+
     def begin(self, trainer: Trainer) -> None:
         """Bring every layer to norm 1, which changes no decision, and meet every example once."""
         ascent = as_ascent(trainer)
+        self.state = {}  # a method may serve several ascents, one after the other
+        self.take({})
         norms = self.check_layers(ascent.model, ascent.homogeneity)
         with torch.no_grad():
             for weights, norm in zip(ascent.layers, norms, strict=True):

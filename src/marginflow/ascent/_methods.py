@@ -178,6 +178,12 @@ class Steepest(Method):
         if isinstance(self.geometry, Adam):
             self.geometry.restore(tensors)
 
+    def measured(self, trainer: Ascent, margin: float) -> dict[str, float]:
+        """``matching_margin``: ``min_i m_i/‖W‖^K`` in this norm."""
+        order = trainer.homogeneity.order
+        weights = trainer.engine.parameters
+        return {"matching_margin": self.geometry.normalized_margin(weights, margin, order)}
+
     def move(self, trainer: Ascent, gradients: Sequence[Tensor], log_loss: float) -> None:
         """One step in the norm."""
         steepest_step(trainer.engine.parameters, gradients, self.geometry, trainer.learning_rate)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from marginflow.ascent import Ascent
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
 from marginflow.runs import RunDirectory
@@ -82,15 +83,15 @@ class MeasuringBest(Measuring):
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Measure if the schedule says so; at the end, go back to the best."""
-        super().on_epoch(trainer)
         if trainer.epoch not in self.epochs:
             return
+        self._measure(trainer)
         self._keep(trainer)
         if trainer.epoch == self.last:
             if self.place[1] != trainer.epoch:
                 load_weights(trainer.model, self.best)
                 self.monitor.records.pop()
-                super().on_epoch(trainer)
+                self._measure(trainer)
             self.monitor.records[-1]["best_epoch"] = int(self.place[1])
 
     def on_start(self, trainer: Trainer) -> None:
@@ -98,6 +99,12 @@ class MeasuringBest(Measuring):
         super().on_start(trainer)
         if trainer.step == 0 and self.monitor.records:
             self._keep(trainer)
+
+    def _measure(self, trainer: Trainer) -> None:
+        super().on_epoch(trainer)
+        record = self.monitor.records[-1]
+        if isinstance(trainer, Ascent) and record["margin"] is not None:
+            record.update(trainer.method.measured(trainer, record["margin"]))
 
     def _keep(self, trainer: Trainer) -> None:
         """Keep the weights just measured if none before had a larger margin."""
