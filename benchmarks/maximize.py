@@ -12,16 +12,19 @@ How to run (MNIST's four files lie in DATA/mnist); a run that is there already i
 
 The whole takes about three hours with two threads, most of it SGD's. `--part` chooses: `tune` (SGD's rates
 and momenta on seed 0), `fgsm`, `pgd`, `others` (further methods), `polish` (SGD's networks), `data`
-(2-vs-7, 4-vs-9, digits). `--short` takes the bundled digits and a smaller network.
+(2-vs-7, 4-vs-9, digits), `clock` (seconds an epoch, interleaved; wants an idle machine). `--short` takes
+the bundled digits and a smaller network.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,9 @@ import torch
 from _free_signs import residual_with_free_signs
 
 import marginflow as mf
+from marginflow.training import Callback, Trainer
 
-PARTS = ("tune", "fgsm", "pgd", "others", "polish", "data")
+PARTS = ("tune", "fgsm", "pgd", "others", "polish", "data", "clock")
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 MOMENTA = (0.0, 0.9)
 BEST = "sgd-0.03-0.9"
@@ -103,7 +107,7 @@ def arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.short:
         asked.seeds = 1
-        asked.part = asked.part or ["fgsm", "polish"]
+        asked.part = asked.part or ["fgsm", "polish", "clock"]
     elif asked.out is None:
         asked.out = Path("runs/maximize")
     asked.part = asked.part or list(PARTS)
@@ -182,8 +186,52 @@ class Runs:
             begun = self.get(replace(setting, method=BEST, epochs=scale.long, start=None))
             if begun is None:
                 raise SystemExit(f"the run to polish is not there: {setting.start}")
-            model = begun.model or begun.load_model()
+            model = copy.deepcopy(begun.model or begun.load_model())
         return mf.maximize(model, setting.data, method=setting.method, **shared)
+
+
+class Clock(Callback):
+    """Notes when each epoch ends."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_epoch(self, trainer: Trainer) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+
+def clock(scale: Scale, *, rounds: int = 3, epochs: int = 4) -> None:
+    """Seconds an epoch, the first of each run left out, minima of interleaved runs; no measurements."""
+    name = "digits:3,8" if scale is SHORT else "mnist:3,8"
+    data = mf.load(name).to(dtype=torch.float32)
+    methods = (
+        "sgd-0.03-0",
+        BEST,
+        "spheres",
+        "relative",
+        "steepest:norm=sign",
+        "steepest:norm=adam",
+    )
+    print("\n| seconds an epoch |", " | ".join(methods), "|")
+    print("|---" * (len(methods) + 1) + "|")
+    for kind, attack in scale.attacks.items():
+        spent: dict[str, list[float]] = {method: [] for method in methods}
+        for _ in range(rounds):
+            for method in methods:
+                timer = Clock()
+                shared: dict[str, Any] = {
+                    "attack": attack, "epochs": epochs, "schedule": {epochs},
+                    "batch_size": scale.batch_size, "callbacks": [timer],
+                }  # fmt: skip
+                if method.startswith("sgd-"):
+                    rate, momentum = map(float, method.removeprefix("sgd-").split("-"))
+                    mf.train(scale.model, data, lr=rate, momentum=momentum, **shared)
+                else:
+                    mf.maximize(scale.model, data, method=method, **shared)
+                spent[method] += [b - a for a, b in pairwise(timer.times)]
+        cells = [f"{min(spent[method]):.3f}" for method in methods]
+        print(f"| {kind} |", " | ".join(cells), "|", flush=True)
 
 
 def evaluations(run: mf.Run, epochs: float) -> float:
@@ -314,10 +362,13 @@ def main() -> None:
     if not asked.made:
         for setting in chosen:
             runs.get(setting)
-    table(chosen, runs)
-    costs([s for s in chosen if s.start is None], runs)
-    if not asked.no_residuals:
+    if chosen:
+        table(chosen, runs)
+        costs([s for s in chosen if s.start is None], runs)
+    if chosen and not asked.no_residuals:
         residuals(chosen, runs)
+    if "clock" in asked.part:
+        clock(scale)
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 
