@@ -257,3 +257,19 @@ def test_an_ascent_needs_a_temperature_and_a_method_an_ascent() -> None:
         )  # fmt: skip
     with pytest.raises(InputError, match=r"no learning rate; use mf\.maximize"):
         mf.train(network, data, lr=Spheres(), epochs=1)
+
+
+@pytest.mark.parametrize("data", ["digits:3,8", "digits:1,2,3"])
+def test_an_ascent_begins_with_the_margins_of_all_examples(data: str) -> None:
+    """Of several classes too, where the scores of the loss are soft margins, off by ln C at τ = 1."""
+    examples = mf.load(data).to(dtype=torch.float64)
+    outputs = 1 if examples.binary else examples.num_classes
+    model = mf.models.mlp(64, 8, outputs, seed=0).double()
+    loss = Tempered(get_loss("logistic" if examples.binary else "cross-entropy"))
+    attack = mf.attacks.FGSM(eps=0.05)
+    worker = build(model, loss, attack, shape=examples.shape, batch_size=16)
+    layers = mf.measure_homogeneity(model, examples.x)
+    ascent = Ascent(worker, examples, method=Spheres(), homogeneity=layers, batch_size=16, epochs=1)
+    ascent.look()
+    margins = mf.adversarial_margins(model, examples.x, examples.y, attack).values
+    assert float((ascent.seen - margins).abs().max()) <= math.log(outputs + 1) / 1e6

@@ -19,6 +19,7 @@ from marginflow.homogeneity import Homogeneity
 from marginflow.training import Callback, Part, Trainer, TrainingState
 
 _CHUNK = 1024
+_COLD = 1e6
 
 
 class Ascent(Trainer):
@@ -90,6 +91,8 @@ class Ascent(Trainer):
 
     def look(self) -> None:
         """Meet every example once, without a step: the margins that a method begins with."""
+        # Scores of several classes are soft margins; of cold ones the softness is (ln C)/τ at most.
+        self.loss.temperature = _COLD
         for start in range(0, self.data.n, _CHUNK):
             part = slice(start, start + _CHUNK)
             scores = self.engine.scores(self.data.x[part], self.data.y[part], self.generator())
