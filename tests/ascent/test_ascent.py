@@ -273,3 +273,20 @@ def test_an_ascent_begins_with_the_margins_of_all_examples(data: str) -> None:
     ascent.look()
     margins = mf.adversarial_margins(model, examples.x, examples.y, attack).values
     assert float((ascent.seen - margins).abs().max()) <= math.log(outputs + 1) / 1e6
+
+
+def test_an_example_that_no_unit_answers_to_is_revived() -> None:
+    """At x + δ both units are off: margin and gradient are 0. At x one is on, and leads back."""
+    model = mf.models.mlp(2, 2, 1)
+    hidden, last = model.parameters()
+    with torch.no_grad():
+        hidden.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        last.copy_(torch.tensor([[1.0, -1.0]]))
+    x = torch.tensor([[0.05, 0.3], [0.6, 0.0], [0.0, -0.5], [0.0, -0.6]])
+    y = torch.tensor([1, 1, -1, -1])
+    attack = mf.attacks.FGSM(eps=0.1)
+    before = mf.adversarial_margins(model, x, y, attack)
+    assert float(before.values[0]) == 0
+    assert not bool(before.dead_inputs[0])
+    run = mf.maximize(model, (x, y), attack, epochs=200, batch_size=4)
+    assert run.final["normalized_margin"] > 0.01

@@ -13,13 +13,15 @@ from marginflow._checks import whole
 from marginflow.ascent._method import Method
 from marginflow.ascent._tempered import Tempered
 from marginflow.datasets import Dataset
-from marginflow.engine import Engine, LossGradient
+from marginflow.engine import Engine, LossGradient, build
 from marginflow.errors import DivergedError, InputError
 from marginflow.homogeneity import Homogeneity
 from marginflow.training import Callback, Part, Trainer, TrainingState
 
 _CHUNK = 1024
 _COLD = 1e6
+# In units of the batch's median margin: chance does not come so near to 0.
+_DEAD = 1e-9
 
 
 class Ascent(Trainer):
@@ -70,6 +72,7 @@ class Ascent(Trainer):
         self.places = [[place[id(p)] for p in layer] for layer in self.layers]
         """Where each layer's parameters stand among the engine's."""
         self.seen = torch.full((data.n,), -math.inf, dtype=data.x.dtype, device=data.x.device)
+        self._unperturbed: Engine | None = None
         self._counted = 0
         self._walked = 0
         self._turn = -1
@@ -173,8 +176,9 @@ class Ascent(Trainer):
         if part.rows is not None:
             self.seen[part.rows] = result.margins.detach()
         self.learning_rate = self.method.rate(self)
+        gradients = self._with_the_dead(part, result)
         try:
-            self.method.move(self, result.gradients, log_loss)
+            self.method.move(self, gradients, log_loss)
         except InputError as error:
             step, epoch = self.step + 1, self.epoch + 1
             raise DivergedError(
@@ -183,10 +187,37 @@ class Ascent(Trainer):
         self._counted += len(part.y)
         correct = int((result.margins > 0).sum())
         # There is no t: the steps follow no gradient flow of one loss.
-        self.note(
-            math.exp(min(log_loss, 700.0)), self.log_time, len(part.y), correct, result.gradients
-        )
+        self.note(math.exp(min(log_loss, 700.0)), self.log_time, len(part.y), correct, gradients)
         return True
+
+    def _with_the_dead(self, part: Part, result: LossGradient) -> tuple[Tensor, ...]:
+        """The gradient, with that of examples at whose perturbed inputs no unit is active.
+
+        Their margin is 0 and has no gradient: however heavy they weigh, they would stay. Theirs is
+        taken at the inputs themselves, with the weight that they have in the batch.
+        """
+        if self.engine.attack is None:
+            return result.gradients
+        size = result.margins.abs()
+        dead = size <= _DEAD * size.median()
+        if not bool(dead.any()):
+            return result.gradients
+        if self._unperturbed is None:
+            self._unperturbed = build(
+                self.model,
+                self.loss,
+                None,
+                shape=self.data.shape,
+                batch_size=self.batch_size,
+                engine="fused" if self.engine.name == "fused" else "autograd",
+                products="default",
+            )
+        theirs = self._unperturbed(part.x[dead], part.y[dead], of_log=True).gradients
+        share = float(self.loss.log_weights(result.margins).exp()[dead].sum())
+        share /= self.loss.temperature
+        if not all(bool(torch.isfinite(g).all()) for g in theirs):
+            return result.gradients
+        return tuple(g + share * t for g, t in zip(result.gradients, theirs, strict=True))
 
     def divergence(self, result: LossGradient) -> DivergedError:
         """The error that says why the next step cannot be taken."""
