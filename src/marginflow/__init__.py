@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from marginflow._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from marginflow import ascent, attacks, datasets, errors, losses, models, references
     from marginflow.alignment import Alignment, measure_alignment
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from marginflow.runs import Run, load_run
     from marginflow.theorems import Audit, Verdict, audit, verify
     from marginflow.workflow import Flow, gradient_flow, maximize, train, train_seeds
-
-__version__ = "0.1.0"
 
 # Loaded on first use: `import marginflow` and `marginflow --help` do not wait for torch.
 _HOME = {

@@ -12,7 +12,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ class Homogeneity:
     def order(self) -> float:
         """``K = Σ c_k``, so that ``f(x; aW) = a^K f(x; W)``."""
         return sum(self.degrees)
+
+    def table(self) -> list[dict[str, Any]]:
+        """The layers for JSON: name, parameters, degree of each."""
+        return [asdict(layer) | {"parameters": list(layer.parameters)} for layer in self.layers]
 
     def norms(self, model: nn.Module) -> Tensor:
         """``ρ_k = ‖W_k‖_F``, shape (L,), float64, on the CPU, without gradient."""

@@ -97,7 +97,7 @@ def test_a_real_training(eps: float, overfits: bool) -> None:
         schedule=range(0, 121, 10), keep_weights=True,
     )  # fmt: skip
     assert run.model is not None
-    strong = mf.Monitor(run.model, data, mf.attacks.PGD("linf", eps, steps=10))
+    strong = mf.Monitor(run.model, data, mf.attacks.PGD("linf", eps, steps=10), schedule="every")
     for step, weights in run.trajectory().items():
         run.model.load_state_dict(weights)
         strong.measure(step)

@@ -128,7 +128,9 @@ def naive_flow(
     A step moves the weights by ``size`` of their norm.
     """
     homogeneity = mf.measure_homogeneity(model, data.x)
-    monitor = mf.Monitor(model, data, attack, loss=loss, homogeneity=homogeneity)
+    monitor = mf.Monitor(
+        model, data, attack, loss=loss, homogeneity=homogeneity, schedule="every", strong=None
+    )
     kept: dict[int, dict[str, torch.Tensor]] = {}
     log_time = -math.inf
     counts: dict[str, Any] = {
@@ -215,7 +217,7 @@ def balanced_flow(
     assert flow.success
     attack = mf.attacks.ExactLinear(2.0, eps) if eps else None
     balanced(flow.weights[0], units, model)
-    monitor = mf.Monitor(model, data, attack, loss="exponential")
+    monitor = mf.Monitor(model, data, attack, loss="exponential", schedule="every", strong=None)
     kept = {}
     for step, (clock, p) in enumerate(zip(flow.log_time, flow.weights, strict=True)):
         balanced(p, units, model)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marginflow._checks import real
+from marginflow._checks import real, whole
 from marginflow.datasets import _validate
 from marginflow.errors import DataError
 
@@ -168,6 +168,21 @@ class Dataset:
             max_margin_direction=None,
         )
 
+    def sample(self, size: int, *, seed: int = 0) -> Dataset:
+        """At most ``size`` random examples, and as many of the test set, in their own order.
+
+        The same seed gives the same examples. What has no more than ``size`` stays whole.
+
+        Raises:
+            InputError: a size below 1.
+        """
+        size = whole("size", size, least=1)
+        chosen = self if size >= self.n else self.subset(_drawn(self.n, size, seed))
+        test = self.test
+        if test is not None and size < test.n:
+            chosen = replace(chosen, test=test.subset(_drawn(test.n, size, seed)))
+        return chosen
+
     def fingerprint(self) -> str:
         """Hash shapes, examples (as float64) and labels, test set included, with SHA-256.
 
@@ -183,6 +198,12 @@ class Dataset:
                 digest.update(values.astype("<f8", copy=False).tobytes())
             digest.update(part.y.cpu().numpy().astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
+
+
+def _drawn(n: int, size: int, seed: int) -> Tensor:
+    """``size`` of the indices below ``n``, rising."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator)[:size].sort().values
 
 
 def _adopted(test: Dataset, x: Tensor, inherited: dict[str, Any]) -> Dataset:

@@ -123,7 +123,12 @@ class Job:
         data = self.data()
         model = run.load_model()
         monitor = Monitor(
-            model, data, build_attack(attack), loss=run.config["loss"], batch_size=1024
+            model,
+            data,
+            build_attack(attack),
+            loss=run.config["loss"],
+            schedule="every",
+            strong=None,
         )
         epochs = {record["step"]: record["epoch"] for record in run.metrics}
         for step, weights in run.trajectory().items():

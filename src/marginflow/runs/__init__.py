@@ -2,6 +2,7 @@
 
 from marginflow.runs._directory import FORMAT_VERSION, Checkpoint, RunDirectory
 from marginflow.runs._files import alone_in, storing, write_atomically
+from marginflow.runs._provenance import provenance
 from marginflow.runs._run import Run, load_run
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "RunDirectory",
     "alone_in",
     "load_run",
+    "provenance",
     "storing",
     "write_atomically",
 ]

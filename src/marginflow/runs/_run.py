@@ -88,6 +88,9 @@ class Run:
                     f"the run was trained on data {self.config.get('data')!r} that cannot be loaded by "
                     "name; give them: data=…"
                 ) from None
+        sample = self.config.get("sample")
+        if sample and data.fingerprint() != self.config.get("data_sha256"):
+            data = data.sample(int(sample["size"]), seed=int(sample["seed"]))
         if data.fingerprint() != self.config.get("data_sha256"):
             raise RunError(f"the data {data.name!r} are not those that the run was trained on")
         return data

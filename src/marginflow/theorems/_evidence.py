@@ -33,7 +33,8 @@ from marginflow.training import smoothness
 if TYPE_CHECKING:
     from marginflow.references import Kappa, MaxMargin
 
-_KINDS = ("train", "flow")
+_KINDS = ("train", "flow", "monitor")
+_NOT_SAID = "not said of this loop; declare it: Monitor(…, training={…})"
 _SITES = 10
 _EXAMPLES = 1000
 _FEWEST = 50
@@ -93,6 +94,10 @@ class Evidence:
             )
         if self.config.get("kind") not in _KINDS:
             raise RunError(f"verify: {run.name!r} is not a training run, nor a gradient flow")
+        self.declared: frozenset[str] | None = None
+        """What a monitored loop says of itself, or None for a run of our own, which says all."""
+        if self.config["kind"] == "monitor":
+            self.config, self.declared = _foreign(self.config)
         self.attack = _attack_of(self.config, attack)
         """The attack trained against, or None."""
         self._architecture = model
@@ -230,7 +235,7 @@ class Evidence:
     def homogeneity(self) -> Homogeneity | None:
         """The layers as recorded, else as measured; None if it is not homogeneous."""
         table = self.config.get("layers")
-        if table:
+        if table and all(entry["degree"] is not None for entry in table):
             return Homogeneity(
                 tuple(Layer(e["name"], tuple(e["parameters"]), float(e["degree"])) for e in table)
             )
@@ -337,6 +342,10 @@ class Evidence:
             return False
         return True
 
+    def unsaid(self, *names: str) -> bool:
+        """Whether a monitored loop leaves any of these settings unsaid, so that they are unknown."""
+        return self.declared is not None and not self.declared.issuperset(names)
+
     # Hypotheses that several statements share.
 
     def is_linear(self) -> Hypothesis:
@@ -367,6 +376,8 @@ class Evidence:
         """Full batch, no momentum."""
         if self.is_flow:
             return Hypothesis("full-batch gradient descent", True, "its limit, the gradient flow")
+        if self.unsaid("batch_size", "momentum"):
+            return Hypothesis("full-batch gradient descent", None, _NOT_SAID)
         full = self.config["batch_size"] == self.config["examples"]
         momentum = self.config["momentum"]
         detail = "mini-batches" if not full else f"momentum {momentum}" if momentum else ""
@@ -379,6 +390,8 @@ class Evidence:
 
     def without_momentum(self) -> Hypothesis:
         """No momentum, no undone epochs."""
+        if self.unsaid("momentum", "lr"):
+            return Hypothesis("gradient descent or SGD without momentum", None, _NOT_SAID)
         momentum = self.config["momentum"]
         undone = str(self.config["lr"]).startswith("loss-based")
         detail = f"momentum {momentum}" if momentum else "epochs are undone" if undone else ""
@@ -386,6 +399,8 @@ class Evidence:
 
     def is_logistic(self) -> Hypothesis:
         """The logistic loss, α = 1, β = 1/4."""
+        if self.unsaid("loss"):
+            return Hypothesis("the logistic loss", None, _NOT_SAID)
         name = self.config["loss"]
         return Hypothesis("the logistic loss", name == "logistic", name)
 
@@ -397,6 +412,8 @@ class Evidence:
     def keeps_step_bound(self) -> Hypothesis:
         """η ≤ min{1, 1/β*} all along: Lemma 2's rate, or a constant that turns out small enough."""
         lr = self.config["lr"]
+        if self.unsaid("lr"):
+            return Hypothesis("η ≤ min{1, 1/β(r, r̄, ε)} along the path", None, _NOT_SAID)
         name = "η ≤ min{1, 1/β(r, r̄, ε)} along the path"
         if self.is_flow:
             return Hypothesis(name, True, "a gradient flow: η → 0")
@@ -444,3 +461,19 @@ def _attack_of(config: Mapping[str, Any], given: Attack | None) -> Attack | None
             f"verify: the run's attack {spec!r} cannot be built from its name; "
             "give it: verify(run, attack=…)"
         ) from None
+
+
+def _foreign(config: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
+    """The settings of a monitored loop with the usual ones in place of what it does not say.
+
+    The measured perturbation stands for the one trained against, and the logistic loss (cross-entropy for
+    several classes) for the loss. Whatever a statement asks of them is unknown, not met.
+    """
+    said = frozenset(config.get("declared") or ())
+    binary = len(config.get("classes") or ()) == 2 and config.get("loss") != "cross-entropy"
+    usual = {
+        "attack": config["measure_with"],
+        "loss": config.get("loss") or ("logistic" if binary else "cross-entropy"),
+        "derivative": "detached",
+    }
+    return {**config, **{k: v for k, v in usual.items() if k not in said}}, said

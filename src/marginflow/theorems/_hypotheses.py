@@ -44,6 +44,8 @@ def two_classes(evidence: Evidence) -> Hypothesis:
 def exponential(evidence: Evidence) -> Hypothesis:
     """``ℓ = e^{−m}``."""
     name = str(evidence.config["loss"])
+    if evidence.unsaid("loss"):
+        return Hypothesis("the exponential loss", None, "the loop does not say its loss")
     return Hypothesis("the exponential loss", name == "exponential", name)
 
 
@@ -117,7 +119,7 @@ def assumption_2(evidence: Evidence, *, settled: bool = False) -> Hypothesis:
 def measured_alike(evidence: Evidence) -> Hypothesis:
     """The recorded margins are those under the attack trained against."""
     measured = evidence.config.get("measure_with", evidence.config["attack"])
-    met = measured == evidence.config["attack"]
+    met = None if evidence.unsaid("attack") else measured == evidence.config["attack"]
     return Hypothesis("margins measured under the attack trained against", met, str(measured))
 
 

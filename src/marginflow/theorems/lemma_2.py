@@ -22,7 +22,11 @@ def lemma_2(evidence: Evidence) -> Verdict:
             evidence.is_logistic(),
             evidence.takes_steps(),
             evidence.is_gradient_descent(),
-            Hypothesis("the step size of Lemma 2", str(lr).startswith("lemma2"), f"lr = {lr}"),
+            Hypothesis(
+                "the step size of Lemma 2",
+                None if lr is None else str(lr).startswith("lemma2"),
+                f"lr = {lr}",
+            ),
             Hypothesis(
                 "‖W_Π‖ stays above r̄",
                 not outside or max(outside) == 0,

@@ -21,7 +21,9 @@ def lemma_5(evidence: Evidence) -> Verdict:
         evidence.takes_steps(),
         evidence.is_gradient_descent(),
         evidence.has_path(),
-        Hypothesis("a constant step", not isinstance(lr, str), f"lr = {lr}"),
+        Hypothesis(
+            "a constant step", None if lr is None else not isinstance(lr, str), f"lr = {lr}"
+        ),
     )
     usable = all(h.met for h in shared)
     radius = _radius_of(evidence, float(lr)) if usable else None

@@ -3,7 +3,7 @@
 from marginflow.training._callback import Callback
 from marginflow.training._gauges import BalanceDrift, Descent, Gauge, NormGrowth
 from marginflow.training._rates import Constant, Lemma2, LossBased, Rate, build_rate
-from marginflow.training._schedule import log_spaced
+from marginflow.training._schedule import latest_point, log_spaced
 from marginflow.training._shrinking import Part, Shrinking
 from marginflow.training._side_by_side import SideBySide, side_by_side_refusal
 from marginflow.training._smoothness import printed_smoothness, smoothness
@@ -26,6 +26,7 @@ __all__ = [
     "TrainingState",
     "build_rate",
     "deferred_interrupt",
+    "latest_point",
     "log_spaced",
     "printed_smoothness",
     "side_by_side_refusal",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from marginflow._checks import whole
 
 
@@ -19,7 +21,24 @@ def log_spaced(last: int, per_decade: int = 25) -> frozenset[int]:
     whole("per_decade", per_decade, least=1)
     points = {0, last}
     j = 0
-    while (point := round(10 ** (j / per_decade))) < last:
+    while (point := _point(j, per_decade)) < last:
         points.add(point)
         j += 1
     return frozenset(points)
+
+
+def latest_point(step: int, per_decade: int = 25) -> int:
+    """The last point of the grid of :func:`log_spaced` that is not above ``step`` ≥ 0."""
+    if step < 1:
+        return 0
+    j = math.floor(per_decade * math.log10(step))
+    # Points are rounded: the next one may lie half a step lower than its power.
+    while _point(j + 1, per_decade) <= step:
+        j += 1
+    while _point(j, per_decade) > step:
+        j -= 1
+    return _point(j, per_decade)
+
+
+def _point(j: int, per_decade: int) -> int:
+    return round(10 ** (j / per_decade))

@@ -43,18 +43,21 @@ class Measuring(Callback):
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Measure if the schedule says so."""
-        if trainer.epoch in self.epochs:
-            self.monitor.measure(
-                trainer.step,
-                epoch=trainer.epoch,
-                log_time=trainer.log_time,
-                learning_rate=trainer.learning_rate,
-                epoch_loss=trainer.epoch_loss,
-                epoch_accuracy=trainer.epoch_accuracy,
-                **{key: value for gauge in self.gauges for key, value in gauge.read().items()},
-                **trainer.rate.state,
-                **(trainer.shrinking.record() if trainer.shrinking is not None else {}),
-            )
+        if trainer.epoch not in self.epochs:
+            return
+        context: dict[str, Any] = {
+            "epoch": trainer.epoch,
+            "log_time": trainer.log_time,
+            "learning_rate": trainer.learning_rate,
+            "epoch_loss": trainer.epoch_loss,
+            "epoch_accuracy": trainer.epoch_accuracy,
+        }
+        for gauge in self.gauges:
+            context |= gauge.read()
+        context |= trainer.rate.state
+        if trainer.shrinking is not None:
+            context |= trainer.shrinking.record()
+        self.monitor.measure(trainer.step, **context)
 
 
 class MeasuringBest(Measuring):

@@ -146,7 +146,15 @@ def gradient_flow(
         )
     if keep_weights is None:
         keep_weights = size * _POINTS <= _KEPT_NUMBERS
-    monitor = Monitor(network, placed, setup.attack, loss=setup.loss, homogeneity=homogeneity)
+    monitor = Monitor(
+        network,
+        placed,
+        setup.attack,
+        loss=setup.loss,
+        homogeneity=homogeneity,
+        schedule="every",
+        strong=None,
+    )
     own = {
         "derivative": derivative,
         "log_time": goals.log_time,

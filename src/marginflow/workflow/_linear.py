@@ -14,8 +14,7 @@ from marginflow.datasets import Dataset
 from marginflow.errors import DataError, InputError, ModelError, SpecificationError
 from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory
-from marginflow.workflow._provenance import provenance
+from marginflow.runs import Run, RunDirectory, provenance
 from marginflow.workflow._setup import Setup
 
 LINEAR = ("dual", "normalized")

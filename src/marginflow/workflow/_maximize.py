@@ -149,7 +149,15 @@ def maximize(
         RunDirectory.check_free(out, force=force)
     placed = setup.place(typed, placed_on)
     homogeneity = measure_homogeneity(setup.model, placed.x)
-    monitor = Monitor(setup.model, placed, setup.measured, loss=setup.loss, homogeneity=homogeneity)
+    monitor = Monitor(
+        setup.model,
+        placed,
+        setup.measured,
+        loss=setup.loss,
+        homogeneity=homogeneity,
+        schedule="every",
+        strong=None,
+    )
     if chosen is None:
         return maximize_predictor(
             str(method), setup, placed, monitor, steps=epochs, origin=origin, out=out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from marginflow.homogeneity import Homogeneity, evaluation_mode
 from marginflow.losses import Loss, get_loss
 from marginflow.models import build as build_model
 from marginflow.monitor import Monitor
-from marginflow.runs import Checkpoint, RunDirectory
-from marginflow.workflow._provenance import provenance
+from marginflow.runs import Checkpoint, RunDirectory, provenance
 
 _NOUNS = {"train": "training", "flow": "flow", "maximize": "margin maximisation"}
 _VERBS = {"train": "mf.train", "flow": "mf.gradient_flow", "maximize": "mf.maximize"}
@@ -90,7 +88,7 @@ class Setup:
             "seed": self.seed,
             "dtype": str(dtype).removeprefix("torch."),
             "device": str(device),
-            "layers": _layer_table(homogeneity),
+            "layers": None if homogeneity is None else homogeneity.table(),
         }
 
 
@@ -247,12 +245,3 @@ def _check_fit(
     for tried in (attack, measured):
         if tried is not None:
             tried(model, x, y, generator=torch.Generator().manual_seed(0))
-
-
-def _layer_table(homogeneity: Homogeneity | None) -> list[dict[str, Any]] | None:
-    if homogeneity is None:
-        return None
-    return [
-        dataclasses.asdict(layer) | {"parameters": list(layer.parameters)}
-        for layer in homogeneity.layers
-    ]

@@ -195,7 +195,15 @@ def plan_training(
     homogeneity = measure_homogeneity(network, placed.x) if measure else None
     monitor = None
     if homogeneity is not None:
-        monitor = Monitor(network, placed, setup.measured, loss=setup.loss, homogeneity=homogeneity)
+        monitor = Monitor(
+            network,
+            placed,
+            setup.measured,
+            loss=setup.loss,
+            homogeneity=homogeneity,
+            schedule="every",
+            strong=None,
+        )
 
     if keep_weights is None:
         keep_weights = measure and _is_small_linear(network)

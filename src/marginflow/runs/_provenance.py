@@ -10,14 +10,14 @@ from typing import Any
 import numpy
 import torch
 
-import marginflow
+from marginflow._version import __version__
 
 
 def provenance() -> dict[str, Any]:
     """Versions, the source's git revision (if it lies in a checkout), threads and machine."""
     return {
         "versions": {
-            "marginflow": marginflow.__version__,
+            "marginflow": __version__,
             "numpy": numpy.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,

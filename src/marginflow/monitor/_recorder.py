@@ -1,0 +1,102 @@
+"""A monitored loop on disk: a run directory like that of our own training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from marginflow.errors import RunError
+from marginflow.runs import RunDirectory, provenance
+
+_FIXED = ("data_sha256", "measure_with", "loss", "model_spec", "layers", "strong")
+"""What must be the same of a run that is continued: its measurements would not compare otherwise."""
+
+
+class Recorder:
+    """Writes measurements and weights as they come.
+
+    A measurement is on disk before the checkpoint of its weights. The directory is locked until
+    :meth:`close`, or the end of the process.
+
+    Args:
+        out: the run directory.
+        config: the content of ``run.json``.
+        keep_weights: keep the weights of every measurement.
+        resume: continue the run that lies there.
+        force: replace it.
+
+    Raises:
+        RunError: ``out`` is taken, or holds a run that cannot be continued so.
+        StorageError: the disk refuses.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        keep_weights: bool,
+        resume: bool,
+        force: bool,
+    ) -> None:
+        self.keep_weights = keep_weights
+        self.records: list[dict[str, Any]] = []
+        self._continuing = resume and os.path.exists(os.path.join(out, "run.json"))
+        self.directory: RunDirectory
+        if not self._continuing:
+            self.directory = RunDirectory.create(out, {**config, **provenance()}, force=force)
+            return
+        self.directory = RunDirectory.reopen(out)
+        try:
+            _check_same(self.directory.read_config(), config, out)
+            self.records = self.directory.read_metrics()
+        except BaseException:
+            self.directory.close()
+            raise
+
+    def begin(self, step: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Before the measurement of ``step``: those of ``records`` that stay.
+
+        A loop that was killed goes on from its own checkpoint, which may lie before the last
+        measurement: those of ``step`` and later ones are then cut off.
+        """
+        if not self._continuing:
+            return records
+        self._continuing = False
+        kept = [record for record in records if record["step"] < step]
+        if len(kept) < len(records):
+            self.directory.truncate_metrics(step - 1)
+        return kept
+
+    def write(self, record: Mapping[str, Any], model: nn.Module) -> None:
+        """Append a measurement, then save the weights it is of."""
+        self.directory.append_metrics(record)
+        weights = model.state_dict()
+        if self.keep_weights:
+            self.directory.save_weights(record["step"], weights)
+        self.directory.save_checkpoint(
+            {f"model.{name}": w.detach().contiguous().clone() for name, w in weights.items()},
+            {"step": record["step"]},
+        )
+
+    def close(self) -> None:
+        """Release the directory."""
+        self.directory.close()
+
+
+def _check_same(
+    stored: Mapping[str, Any], config: Mapping[str, Any], out: str | os.PathLike[str]
+) -> None:
+    if stored.get("kind") != "monitor":
+        raise RunError(
+            f"{os.fspath(out)!r} is a run of marginflow's own training; choose another out"
+        )
+    for key in _FIXED:
+        if stored.get(key) != config.get(key):
+            raise RunError(
+                f"cannot continue {os.fspath(out)!r}: {key} is {stored.get(key)!r} there, "
+                f"{config.get(key)!r} now; choose another out"
+            )
