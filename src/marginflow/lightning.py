@@ -27,7 +27,7 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
         trainer = Trainer(callbacks=[MarginCallback((x, y), attack, out="runs/mine")])
 
     The module's ``forward`` must map examples to outputs. What was measured goes to the trainer's
-    loggers too, as ``marginflow/adversarial_accuracy`` and so on. Steps count epochs, 0 is the start of training.
+    loggers too, as ``marginflow/adversarial_accuracy`` and so on. Steps count epochs; 0 is the start.
 
     Args:
         data: as for :class:`marginflow.Monitor`; None takes the trainer's own training loader.

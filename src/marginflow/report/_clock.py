@@ -48,6 +48,11 @@ def is_ascent(run: Run) -> bool:
     return run.config.get("kind") == "maximize"
 
 
+def is_monitored(run: Run) -> bool:
+    """Whether the run is somebody's own loop, of which only the measurements are ours."""
+    return run.config.get("kind") == "monitor"
+
+
 def method_name(run: Run) -> str:
     """The name of an ascent's method, without its options."""
     return str(run.config.get("method")).partition(":")[0]

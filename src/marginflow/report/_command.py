@@ -104,6 +104,10 @@ def reproduction(run: Run) -> tuple[list[str], str]:
 
 def _obstacle(config: Mapping[str, Any]) -> str:
     """Why no command line gives this run; empty if one does."""
+    if config.get("kind") == "monitor":
+        return (
+            "The network was trained in a loop of its own, of which only the measurements are here."
+        )
     again = "follow it again with mf.gradient_flow"
     if config.get("kind") != "flow":
         again = "train it again with mf.train"

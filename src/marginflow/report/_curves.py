@@ -30,6 +30,7 @@ from marginflow.report._statement import (
     caveats,
     default_title,
     measured_words,
+    not_normalized,
     remarks,
     setting,
     statement,
@@ -37,6 +38,7 @@ from marginflow.report._statement import (
 )
 from marginflow.report._tables import layer_names
 from marginflow.report._text import (
+    attack_words,
     check_runs,
     margin_exponent,
     margin_unit,
@@ -47,6 +49,7 @@ from marginflow.runs import Run
 
 _LOW, _HIGH = QUANTILES.index(0.05), QUANTILES.index(0.95)
 _MARGIN = "normalized_margin"
+_MOST_LAYERS = 8  # lines that a panel can hold
 
 
 def comparison(runs: Sequence[Run], title: str | None = None) -> FigureData:
@@ -105,7 +108,7 @@ def captioned_panels(runs: Sequence[Run]) -> list[Captioned]:
         parts.append(opposition(clock, runs))
     else:
         parts = [*_margins(clock, runs), *_accuracies(clock, runs)]
-        parts += [_norms(clock, runs), _losses(clock, runs)]
+        parts += [_alarm(clock, runs), _norms(clock, runs), _losses(clock, runs)]
     parts += [alignment(clock, runs), residuals(clock, runs)]
     return [part for part in parts if part.panel.curves]
 
@@ -143,6 +146,7 @@ def _margins(clock: Clock, runs: Sequence[Run]) -> list[Captioned]:
         caption += f" Unit: 10{margin_unit(exponent).strip(' ()').removeprefix('×10')}."
     ylabel = f"γ̂_m{margin_unit(exponent)}"
     parts = [Captioned(panel_of(clock, "Normalised margin γ̂_m", ylabel, curves), caption)]
+    parts += _raw_margins(clock, runs)
     if close := close_to_zero([curve for curve in curves if curve is not None]):
         parts.append(
             Captioned(
@@ -151,6 +155,44 @@ def _margins(clock: Clock, runs: Sequence[Run]) -> list[Captioned]:
             )
         )
     return parts
+
+
+def _raw_margins(clock: Clock, runs: Sequence[Run]) -> list[Captioned]:
+    """The margins of networks that have no normalised ones."""
+    key = "margin_quantiles"
+    curves = [
+        curve_of(
+            clock,
+            run,
+            name,
+            value_of("margin"),
+            color=k,
+            band=(entry_of(key, _LOW), entry_of(key, _HIGH)),
+        )
+        for k, (name, run) in enumerate(zip(run_names(runs), runs, strict=True))
+        if not_normalized(run)
+    ]
+    caption = (
+        "Line: the smallest margin of the training examples as the network gives it. Band: from the 5% "
+        "to the 95% quantile. These margins grow with the weights; above zero all examples are right."
+    )
+    return [Captioned(panel_of(clock, "Margins, not normalised", "min m", curves), caption)]
+
+
+def _alarm(clock: Clock, runs: Sequence[Run]) -> Captioned:
+    """The accuracies of the sample under the measured attack and under a stronger one."""
+    curves: list[Curve | None] = []
+    for k, (weak, strong) in enumerate(pairs(runs, "as measured", "stronger")):
+        curves.append(curve_of(clock, runs[k], weak, value_of("sample_accuracy", 100.0), color=k))
+        strength = value_of("strong_accuracy", 100.0)
+        curves.append(curve_of(clock, runs[k], strong, strength, color=k, dashed=True))
+    kinds = {attack_words(run.config.get("strong")) for run in runs if run.config.get("strong")}
+    return Captioned(
+        panel_of(clock, "A stronger attack beside it", "correct (%)", curves),
+        "Share of a sample of the examples that are classified correctly under the measured attack "
+        f"(solid) and under {', '.join(sorted(kinds))} (dashed). Catastrophic overfitting is where "
+        "the dashed line falls to half of its best while the solid one does not.",
+    )
 
 
 def _accuracies(clock: Clock, runs: Sequence[Run]) -> list[Captioned]:
@@ -202,6 +244,12 @@ def _norms(clock: Clock, runs: Sequence[Run]) -> Captioned:
             "normalised by it. Logarithmic axis.",
         )
     run = runs[0]
+    if len(layer_names(run)) > _MOST_LAYERS:
+        whole = curve_of(clock, run, "all layers", value_of("total_norm"), color=0)
+        return Captioned(
+            panel_of(clock, "Norm ‖W‖", "‖W‖", [whole]),
+            "Euclidean norm of all weights; the table of layers has the single ones.",
+        )
     # An ascent on spheres keeps the norms: what is left is rounding, and would fill the panel.
     digits = 6 if is_ascent(run) else None
     layers = [

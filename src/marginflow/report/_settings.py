@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marginflow.report._ascent_words import ascent_settings
-from marginflow.report._clock import is_ascent, is_flow
+from marginflow.report._clock import is_ascent, is_flow, is_monitored
 from marginflow.report._flow_words import goal_words, integrator_words, integrators
+from marginflow.report._statement import declares_attack
 from marginflow.report._tables import Table, run_columns
 from marginflow.report._text import (
     MISSING,
@@ -71,9 +72,31 @@ def settings_table(runs: Sequence[Run]) -> Table:
 
 
 def _lines(run: Run) -> dict[str, str]:
+    if is_monitored(run):
+        return _monitored_settings(run)
     if is_flow(run):
         return _flow_settings(run)
     return ascent_settings(run, _settings(run.config)) if is_ascent(run) else _settings(run.config)
+
+
+def _monitored_settings(run: Run) -> dict[str, str]:
+    """What a loop says of itself, and how it was measured."""
+    config = run.config
+    line = _settings(config)
+    if config.get("batch_size") is None:
+        line["batch size"] = MISSING
+    if not declares_attack(run):
+        line["trained against"] = "not said"
+    sample, schedule = config.get("sample"), config.get("schedule")
+    if isinstance(sample, Mapping):
+        line["measured examples"] = (
+            f"a sample of {_text(sample.get('size'))}, seed {_text(sample.get('seed'))}"
+        )
+    line["measured at"] = {"log": "logarithmically spaced steps", "every": "every step"}.get(
+        str(schedule), "chosen steps"
+    )
+    line["measured beside it"] = attack_words(config.get("strong"))
+    return line
 
 
 def _flow_settings(run: Run) -> dict[str, str]:

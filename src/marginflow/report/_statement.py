@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from marginflow.monitor import overfitting_of
 from marginflow.report._clock import (
     FLOW_DIGITS,
     at_start,
     is_ascent,
     is_flow,
+    is_monitored,
     log_time_of,
     method_name,
     time_words,
@@ -20,6 +22,7 @@ from marginflow.report._text import (
     epoch_of,
     format_count,
     format_margin,
+    format_number,
     format_percent,
     margin_exponent,
     number,
@@ -85,7 +88,16 @@ def setting(runs: Sequence[Run]) -> str:
 
     Where there is a flow, the precision is said too: ``n = 8, seed 0, float64``.
     """
-    each = [f"n = {_examples(run)}, seed {_known(run, 'seed')}" for run in runs]
+    each = [
+        f"n = {_examples(run)}"
+        # Of a loop that is monitored nothing is known but what it says.
+        + (
+            ""
+            if is_monitored(run) and run.config.get("seed") is None
+            else f", seed {_known(run, 'seed')}"
+        )
+        for run in runs
+    ]
     if any(map(is_flow, runs)):
         each = [f"{text}, {_known(run, 'dtype')}" for text, run in zip(each, runs, strict=True)]
     if len(set(each)) == 1:
@@ -161,9 +173,16 @@ def training_words(run: Run) -> str:
             "clean margins" if is_standard(run) else f"margins under {_named(run.config['attack'])}"
         )
         return f"maximising {goal} ({method_name(run)})"
+    if is_monitored(run) and not declares_attack(run):
+        return "a training loop of its own"
     if is_standard(run):
         return "standard training"
     return f"training against {_named(run.config.get('attack'))}"
+
+
+def declares_attack(run: Run) -> bool:
+    """Whether it is known what the run trained against."""
+    return not is_monitored(run) or "attack" in (run.config.get("declared") or ())
 
 
 def unperturbed(run: Run) -> bool:
@@ -195,6 +214,16 @@ def _own_caveats(name: str, run: Run) -> list[str]:
             f"{name} ends with the best weights that were measured, those after epoch "
             f"{format_count(best)}: its last measurement is theirs."
         )
+    if reason := run.config.get("left_out"):
+        notes.append(
+            f"{name}: {reason}. Its margins are shown as they are: they grow with the weights, and do not "
+            "compare with those of another network."
+        )
+    if alarm := overfitting_of(run.metrics):
+        notes.append(
+            f"{name} overfitted catastrophically to its one-step attack, as a sample of the examples "
+            f"shows, at {alarm}."
+        )
     if converged is False:
         notes.append(f"{name} ended before its duality gap was reached.")
     if dead := number(run.final, "dead_inputs"):
@@ -211,8 +240,10 @@ def _own_caveats(name: str, run: Run) -> list[str]:
 
 
 def _single(run: Run) -> str:
-    final = run.final
-    margin = _margin(run, margin_exponent([number(final, "normalized_margin")]))
+    margin = _margin(run, margin_exponent([number(run.final, "normalized_margin")]))
+    kind = (
+        "smallest margin, not normalised," if not_normalized(run) else "smallest normalised margin"
+    )
     training = training_words(run)
     under = (
         "of the unperturbed training examples"
@@ -223,7 +254,7 @@ def _single(run: Run) -> str:
     )
     return (
         f"{training[0].upper()}{training[1:]} for {_epochs(run)} on {_known(run, 'data')} "
-        f"({setting([run])}) ends with {margin} (the smallest normalised margin {under}) "
+        f"({setting([run])}) ends with {margin} (the {kind} {under}) "
         f"and {_accuracies(run)} classified correctly."
     )
 
@@ -338,7 +369,14 @@ def _data_key(run: Run) -> str:
 
 def _margin(run: Run, exponent: int, digits: int = 3) -> str:
     value = number(run.final, "normalized_margin")
+    if not_normalized(run):
+        return f"min m = {format_number(number(run.final, 'margin'))}"
     return "no finite γ̂_m" if value is None else f"γ̂_m = {_with_unit(value, exponent, digits)}"
+
+
+def not_normalized(run: Run) -> bool:
+    """Whether the network has no normalised margins, so that they were not measured."""
+    return bool(run.config.get("left_out"))
 
 
 def _with_unit(value: float, exponent: int, digits: int) -> str:

@@ -10,7 +10,12 @@ from typing import Any
 from marginflow.monitor import QUANTILES
 from marginflow.report._clock import FLOW_DIGITS, is_flow, log_time_cell, log_time_of
 from marginflow.report._flow_words import end_words
-from marginflow.report._statement import training_words, unperturbed
+from marginflow.report._statement import (
+    declares_attack,
+    not_normalized,
+    training_words,
+    unperturbed,
+)
 from marginflow.report._text import (
     MISSING,
     attack_words,
@@ -71,7 +76,13 @@ def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     check_runs(runs)
     exponent = margin_exponent([number(run.final, "normalized_margin") for run in runs])
     entries = [
-        {"run": name} | _end(run, exponent, flows=any(map(is_flow, runs)))
+        {"run": name}
+        | _end(
+            run,
+            exponent,
+            flows=any(map(is_flow, runs)),
+            raw=any(map(not_normalized, runs)),
+        )
         for name, run in zip(run_names(runs), runs, strict=True)
     ]
     header = list(entries[0])
@@ -83,11 +94,13 @@ def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _end(run: Run, exponent: int, *, flows: bool) -> dict[str, str]:
-    """The final measurement of a run; with what only flows have if there are ``flows``."""
+def _end(run: Run, exponent: int, *, flows: bool, raw: bool) -> dict[str, str]:
+    """The final measurement of a run; with what only flows have, and with margins as they are."""
     final, unit = run.final, margin_unit(exponent)
     cells = {
-        "trained against": attack_words(run.config.get("attack")),
+        "trained against": attack_words(run.config.get("attack"))
+        if declares_attack(run)
+        else "not said",
         "measured with": attack_words(run.config.get("measure_with")),
         "epochs": MISSING if is_flow(run) else format_count(epoch_of(final)),
     }
@@ -95,6 +108,8 @@ def _end(run: Run, exponent: int, *, flows: bool) -> dict[str, str]:
         cells["ln t"] = log_time_cell(final)
     digits = FLOW_DIGITS if flows else 4
     cells[f"γ̂_m{unit}"] = format_margin(number(final, "normalized_margin"), exponent, digits)
+    if raw:
+        cells["min m, not normalised"] = format_number(number(final, "margin"))
     if flows:
         cells[f"ℓ/ρ{unit}"] = format_margin(number(final, "smoothed_margin"), exponent, digits)
     for split, prefix in (("train", ""), ("test", "test_")):
@@ -161,12 +176,13 @@ def _course(run: Run, caption: str, exponent: int, *, timed: bool) -> Table:
     unit = margin_unit(exponent)
     counts = "step" if number(run.final, "epoch") is None else "epoch"
     digits = FLOW_DIGITS if timed else 4
+    raw = not_normalized(run)
     late = ["ρ γ̂_m / ln t", "1 + cos(W, ∇L)", "integrator"] if is_flow(run) else []
     header = [
         *([] if is_flow(run) else [counts]),
         *(["ln t"] if timed else []),
-        f"γ̂_m{unit}",
-        f"ℓ/ρ{unit}" if is_flow(run) else f"median margin{unit}",
+        "min m" if raw else f"γ̂_m{unit}",
+        "median m" if raw else f"ℓ/ρ{unit}" if is_flow(run) else f"median margin{unit}",
         *(f"{title}, {split}" for title, _ in shares for split, _ in splits),
         "ρ",
         "ln L",
@@ -176,11 +192,17 @@ def _course(run: Run, caption: str, exponent: int, *, timed: bool) -> Table:
         [
             *([] if is_flow(run) else [format_count(epoch_of(record))]),
             *([log_time_cell(record)] if timed else []),
-            format_margin(number(record, "normalized_margin"), exponent, digits),
-            format_margin(
-                number(record, "smoothed_margin") if is_flow(run) else _median(record),
-                exponent,
-                digits,
+            *(
+                map(format_number, (number(record, "margin"), _median(record, "margin")))
+                if raw
+                else (
+                    format_margin(number(record, "normalized_margin"), exponent, digits),
+                    format_margin(
+                        number(record, "smoothed_margin") if is_flow(run) else _median(record),
+                        exponent,
+                        digits,
+                    ),
+                )
             ),
             *(
                 format_percent(number(record, prefix + key))
@@ -226,8 +248,8 @@ def _ratio(place: float) -> float:
     return math.log1p(place) if place > 0 else place
 
 
-def _median(record: Mapping[str, Any]) -> float | None:
-    levels = record.get("normalized_margin_quantiles")
+def _median(record: Mapping[str, Any], key: str = "normalized_margin") -> float | None:
+    levels = record.get(f"{key}_quantiles")
     if not isinstance(levels, list) or len(levels) != len(QUANTILES):
         return None
     return number({"median": levels[_MEDIAN]}, "median")
