@@ -36,10 +36,12 @@ class Perturbation:
         delta: δ, shape and dtype of x, ``‖δ_i‖_p ≤ ε`` to one rounding.
         dead_inputs: (n,) bool, the examples whose input gradient was 0 at every step
             (0/0 has no direction; their perturbation is 0 but for a random start).
+        clean: the outputs at x, if the attack came past them; without gradient.
     """
 
     delta: Tensor
     dead_inputs: Tensor
+    clean: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ class Attack(ABC):
         """The perturbations of the examples of ``query``, whose inputs are already checked."""
         delta, dead = self._perturb(query, generator)
         delta = self._admit(query.x, delta)
-        return Perturbation(delta if query.total else delta.detach(), dead)
+        return Perturbation(delta if query.total else delta.detach(), dead, query.clean)
 
     def check_bounds(self, x: Tensor) -> None:
         """Refuse examples outside ``bounds``.
@@ -199,7 +201,13 @@ class Attack(ABC):
 
 
 class Query:
-    """What an attack may ask of a model: its outputs, objectives and input gradients."""
+    """What an attack may ask of a model: its outputs, objectives and input gradients.
+
+    Attributes:
+        clean: the outputs at x itself, once an objective was asked for there; without gradient.
+    """
+
+    clean: Tensor | None = None
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, objective: str, *, total: bool
@@ -222,7 +230,10 @@ class Query:
 
     def margins(self, z: Tensor) -> Tensor:
         """``y f(z)``, or ``f[y] − f[j*]`` with j* the runner-up at z; (n,)."""
-        margins = margins_of(self.outputs(z), self.y, checked=self._checked)
+        return self._margins(self.outputs(z))
+
+    def _margins(self, outputs: Tensor) -> Tensor:
+        margins = margins_of(outputs, self.y, checked=self._checked)
         self._checked = True
         return margins
 
@@ -232,12 +243,15 @@ class Query:
         With ``total`` the result can be differentiated by the weights (and by z,
         where z itself depends on them).
         """
+        at_x = z is self.x
         if not z.requires_grad:
             z = z.detach().requires_grad_()
+        outputs = self.outputs(z)
+        if at_x:
+            self.clean = outputs.detach()
         if self.objective == "margin":
-            value = self.margins(z)
+            value = self._margins(outputs)
         else:
-            outputs = self.outputs(z)
             one = outputs.ndim == 1 or outputs.shape[1] == 1
             loss = get_loss("logistic" if one else "cross-entropy")
             value = -loss.values(loss.scores(outputs, self.y))

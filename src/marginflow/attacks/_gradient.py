@@ -142,8 +142,9 @@ class PGD(Attack):
         x = query.x
         delta = self.start(x, generator)
         dead = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-        for _ in range(self.steps):
-            gradient = query.gradient(x + delta)
+        for step in range(self.steps):
+            # At x itself, where it begins there: whoever wants the clean outputs has them then.
+            gradient = query.gradient(x + delta if step or self.random_start else x)
             dead &= is_zero(gradient)
             delta = self._admit(x, delta - self.step_size * dual_vector(gradient, self.p))
         return delta, dead

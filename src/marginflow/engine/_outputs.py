@@ -51,6 +51,7 @@ class AttackedOutputs:
             engine = auto_engine() if reason is None else "autograd"
         self._network = DenseNetwork.of(model, shape) if engine == "fused" else None
         self._perturber: Perturber | None = None
+        self._clean: Tensor | None = None
         if self._network is not None and attack is not None:
             self._perturber = Perturber(self._network, attack)
 
@@ -68,10 +69,11 @@ class AttackedOutputs:
             DataError: labels that do not fit, examples outside the attack's bounds.
         """
         dead = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._clean = None
         if self._network is None:
             if self.attack is not None:
                 found = self.attack(self.model, x, y, generator=generator)
-                x, dead = x + found.delta, found.dead_inputs
+                x, dead, self._clean = x + found.delta, found.dead_inputs, found.clean
             return self._plain(x), dead
         check_labels(self._network.weights[-1].new_empty(len(x), self._network.classes), y)
         if self.attack is None or self._perturber is None:
@@ -93,6 +95,8 @@ class AttackedOutputs:
             return outputs, outputs, dead
         if self._perturber is not None and self._perturber.clean is not None:
             return self._perturber.clean.mT, outputs, dead
+        if self._clean is not None:
+            return self._clean, outputs, dead
         outputs = outputs.clone()
         return self._plain(x), outputs, dead
 

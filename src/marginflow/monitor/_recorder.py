@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from marginflow.errors import RunError
 from marginflow.runs import RunDirectory, provenance
+
+_SHARE = 0.01
+"""The part of the time, at most, that goes into checkpoints before the last one."""
 
 _FIXED = ("data_sha256", "measure_with", "loss", "model_spec", "layers", "strong")
 """What must be the same of a run that is continued: its measurements would not compare otherwise."""
@@ -18,8 +22,9 @@ _FIXED = ("data_sha256", "measure_with", "loss", "model_spec", "layers", "strong
 class Recorder:
     """Writes measurements and weights as they come.
 
-    A measurement is on disk before the checkpoint of its weights. The directory is locked until
-    :meth:`close`, or the end of the process.
+    A measurement is on disk before the checkpoint of its weights. Checkpoints are taken at measurements
+    while they cost less than a hundredth of the time; the weights of the last measurement are kept
+    in memory for :meth:`close`. The directory is locked until then, or until the process ends.
 
     Args:
         out: the run directory.
@@ -45,6 +50,9 @@ class Recorder:
         self.keep_weights = keep_weights
         self.records: list[dict[str, Any]] = []
         self._continuing = resume and os.path.exists(os.path.join(out, "run.json"))
+        self._began = time.monotonic()
+        self._spent = 0.0
+        self._unsaved: tuple[int, dict[str, Tensor]] | None = None
         self.directory: RunDirectory
         if not self._continuing:
             self.directory = RunDirectory.create(out, {**config, **provenance()}, force=force)
@@ -72,19 +80,36 @@ class Recorder:
         return kept
 
     def write(self, record: Mapping[str, Any], model: nn.Module) -> None:
-        """Append a measurement, then save the weights it is of."""
+        """Append a measurement, then save the weights it is of, or keep them."""
         self.directory.append_metrics(record)
-        weights = model.state_dict()
-        if self.keep_weights:
-            self.directory.save_weights(record["step"], weights)
-        self.directory.save_checkpoint(
-            {f"model.{name}": w.detach().contiguous().clone() for name, w in weights.items()},
-            {"step": record["step"]},
-        )
+        self._unsaved = None
+        if not self.keep_weights and self._spent > _SHARE * (time.monotonic() - self._began):
+            self._unsaved = (record["step"], _copied(model))
+            return
+        self._save(record["step"], _copied(model))
 
     def close(self) -> None:
-        """Release the directory."""
+        """Save the weights of the last measurement, and release the directory."""
+        if self._unsaved is not None:
+            self._save(*self._unsaved)
+            self._unsaved = None
         self.directory.close()
+
+    def _save(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        started = time.monotonic()
+        if self.keep_weights:
+            self.directory.save_weights(step, weights)
+        tensors = {f"model.{name}": value for name, value in weights.items()}
+        self.directory.save_checkpoint(tensors, {"step": step})
+        self._spent += time.monotonic() - started
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers, each in memory of its own: safetensors refuses shared ones."""
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
+    }
 
 
 def _check_same(

@@ -8,6 +8,9 @@ from marginflow._checks import choice
 from marginflow.errors import InputError
 from marginflow.training import latest_point
 
+PER_DECADE = 12
+"""Points of ``log`` in a decade: a measurement costs as much as an epoch of one-step training."""
+
 Schedule = str | Collection[int]
 """``log``, ``every``, or the steps themselves."""
 
@@ -15,10 +18,9 @@ Schedule = str | Collection[int]
 class Due:
     """Says of each step in turn whether it is due.
 
-    ``log`` is the grid of :func:`marginflow.training.log_spaced`, and a step is due if it has reached a
-    point of the grid since the step before: whoever counts every epoch is measured at the
-    very epochs that ``mf.train`` measures, and whoever counts in strides misses no more than a stride
-    leaps over. A step that is not above the one before (a loop that begins again) is always due.
+    ``log`` is a grid like that of :func:`marginflow.training.log_spaced`, and a step is due if it has
+    reached a point of the grid since the step before: whoever counts in strides misses no more than a
+    stride leaps over. A step that is not above the one before (a loop that begins again) is always due.
 
     Args:
         schedule: ``log``, ``every``, or a collection of steps.
@@ -28,7 +30,7 @@ class Due:
         InputError: something else.
     """
 
-    def __init__(self, schedule: Schedule, per_decade: int = 25) -> None:
+    def __init__(self, schedule: Schedule, per_decade: int = PER_DECADE) -> None:
         self.every = False
         self.per_decade = per_decade
         self.steps: list[int] | None = None

@@ -12,8 +12,8 @@ from marginflow.monitor._schedule import Due, Schedule
 from marginflow.overfitting import Overfitting, detect_overfitting
 
 _STEPS = 10
-_PER_DECADE = 10
-_LEAST, _MOST, _SHARE = 64, 512, 8
+_PER_DECADE = 6
+_LEAST, _MOST, _SHARE = 32, 512, 8
 
 
 def stronger(attack: Attack | None) -> Attack | None:
@@ -26,8 +26,8 @@ def stronger(attack: Attack | None) -> Attack | None:
 class Strong:
     """Measures a sample of the examples under ``attack`` and under the subject's own.
 
-    The sample is an eighth of the examples, at least 64 and at most 512, drawn with seed 0. On the
-    schedule ``log`` only ten points of a decade are due: PGD costs ten times what FGSM does.
+    The sample is an eighth of the examples, at least 32 and at most 512, drawn with seed 0. On the
+    schedule ``log`` only six points of a decade are due: PGD costs ten times what FGSM does.
 
     Args:
         subject: what is monitored.

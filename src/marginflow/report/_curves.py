@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from marginflow.experiments import Curve, FigureData, Panel
@@ -183,9 +184,12 @@ def _alarm(clock: Clock, runs: Sequence[Run]) -> Captioned:
     """The accuracies of the sample under the measured attack and under a stronger one."""
     curves: list[Curve | None] = []
     for k, (weak, strong) in enumerate(pairs(runs, "as measured", "stronger")):
-        curves.append(curve_of(clock, runs[k], weak, value_of("sample_accuracy", 100.0), color=k))
+        # Most measurements have neither number: they are no gaps.
+        both = [record for record in runs[k].metrics if "strong_accuracy" in record]
+        run = dataclasses.replace(runs[k], metrics=both)
+        curves.append(curve_of(clock, run, weak, value_of("sample_accuracy", 100.0), color=k))
         strength = value_of("strong_accuracy", 100.0)
-        curves.append(curve_of(clock, runs[k], strong, strength, color=k, dashed=True))
+        curves.append(curve_of(clock, run, strong, strength, color=k, dashed=True))
     kinds = {attack_words(run.config.get("strong")) for run in runs if run.config.get("strong")}
     return Captioned(
         panel_of(clock, "A stronger attack beside it", "correct (%)", curves),

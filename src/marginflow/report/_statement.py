@@ -56,10 +56,11 @@ def statement(runs: Sequence[Run]) -> str:
 def question(runs: Sequence[Run]) -> str:
     """The question that :func:`statement` answers."""
     if len(runs) == 1:
+        kind = "smallest" if not_normalized(runs[0]) else "normalised"
         if unperturbed(runs[0]):
-            return "How large is the normalised margin at the end, and how many examples are right?"
+            return f"How large is the {kind} margin at the end, and how many examples are right?"
         return (
-            f"How large is the normalised margin under {measured_words(runs[0])} at the end, and "
+            f"How large is the {kind} margin under {measured_words(runs[0])} at the end, and "
             "how many perturbed examples are still right?"
         )
     if _obstacle(runs):

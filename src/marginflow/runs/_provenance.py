@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from pathlib import Path
@@ -29,6 +30,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _git_revision() -> str | None:
     source = Path(__file__).resolve().parent
     # An installed package may lie inside somebody else's checkout: only our own layout counts.
