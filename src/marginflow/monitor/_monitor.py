@@ -202,7 +202,7 @@ class Monitor:
         """Measure the last step, if it was not due, and release the run directory.
 
         Also what leaving a ``with`` block does. Without it that last step is lost, and perhaps
-        the weights of the last measurements: checkpoints take a hundredth of the time at most.
+        the weights of the last measurements: checkpoints take 0.3 % of the time at most.
         """
         if self._pending is not None:
             step, context = self._pending

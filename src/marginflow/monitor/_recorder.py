@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from marginflow.errors import RunError
 from marginflow.runs import RunDirectory, provenance
 
-_SHARE = 0.01
+_SHARE = 0.003
 """The part of the time, at most, that goes into checkpoints before the last one."""
 
 _FIXED = ("data_sha256", "measure_with", "loss", "model_spec", "layers", "strong")
@@ -23,7 +23,7 @@ class Recorder:
     """Writes measurements and weights as they come.
 
     A measurement is on disk before the checkpoint of its weights. Checkpoints are taken at measurements
-    while they cost less than a hundredth of the time; the weights of the last measurement are kept
+    while they cost less than 0.3 % of the time; the weights of the last measurement are kept
     in memory for :meth:`close`. The directory is locked until then, or until the process ends.
 
     Args:

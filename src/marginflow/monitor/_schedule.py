@@ -33,13 +33,13 @@ class Due:
     def __init__(self, schedule: Schedule, per_decade: int = PER_DECADE) -> None:
         self.every = False
         self.per_decade = per_decade
-        self.steps: list[int] | None = None
+        self.steps: frozenset[int] | None = None
         self.before: int | None = None
         if isinstance(schedule, str):
             self.every = choice("schedule", schedule, ("every", "log")) == "every"
         else:
             try:
-                self.steps = sorted(int(step) for step in schedule)
+                self.steps = frozenset(int(step) for step in schedule)
             except (TypeError, ValueError):
                 raise InputError(
                     f"schedule: expected 'log', 'every' or steps, got {schedule!r}"
