@@ -13,9 +13,7 @@ from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity
 from marginflow.losses import Loss
 from marginflow.margins import Margins, clean_and_adversarial
-
-QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-"""Levels at which the distribution of the normalised margins is recorded."""
+from marginflow.runs import QUANTILES, Metrics
 
 
 class Monitor:
@@ -38,7 +36,7 @@ class Monitor:
         DataError: data that cannot be used.
 
     Attributes:
-        records: all measurements so far, oldest first.
+        records: all measurements so far, oldest first; a frame by ``records.to_pandas()``.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class Monitor:
         if homogeneity is None:
             homogeneity = measure_homogeneity(model, data.x)
         self.homogeneity = homogeneity
-        self.records: list[dict[str, Any]] = []
+        self.records = Metrics(layers=[layer.name for layer in homogeneity.layers])
 
     def measure(self, step: int, **context: Any) -> dict[str, Any]:
         """Measure now; append the record to :attr:`records` and return it.
