@@ -62,7 +62,20 @@ class TensorBoardSink:
         self._file.flush()
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add the numbers of ``records`` at their steps; the file is flushed."""
+        """Add the numbers of ``records`` at their steps, at once to be seen."""
+        try:
+            self._write(records)
+            self._file.flush()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:
             step = int(record["step"])
             values = [
@@ -72,11 +85,6 @@ class TensorBoardSink:
             ]
             if values:
                 self._add(step=step, summary=self._summary.Summary(value=values))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _add(self, **content: Any) -> None:
         event = self._event.Event(wall_time=time.time(), **content)

@@ -51,8 +51,11 @@ def numbers_in(record: Mapping[str, Any], layers: Sequence[str] = ()) -> dict[st
 
 
 def layer_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers' names in a run's configuration; none if nothing was measured by layers."""
-    return tuple(str(layer["name"]) for layer in config.get("layers") or ())
+    """The layers' names in a run's configuration; none where it has no table of layers."""
+    layers = config.get("layers") or ()
+    if not all(isinstance(layer, Mapping) and "name" in layer for layer in layers):
+        return ()
+    return tuple(str(layer["name"]) for layer in layers)
 
 
 def _labels(name: str, count: int, layers: Sequence[str]) -> list[str]:

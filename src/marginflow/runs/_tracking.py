@@ -58,7 +58,7 @@ class MlflowSink:
         self._there: set[tuple[str, int]] = set()
         with _impatient():
             self._client = self._mlflow.MlflowClient()
-            self._id = self._continued(directory) or self._begun(directory, config)
+            self._id = self._continued(directory, config) or self._begun(directory, config)
             self._client.update_run(self._id, status="RUNNING")
 
     @staticmethod
@@ -87,7 +87,9 @@ class MlflowSink:
         with _impatient():
             self._client.set_terminated(self._id, status)
 
-    def _continued(self, directory: str | os.PathLike[str] | None) -> str | None:
+    def _continued(
+        self, directory: str | os.PathLike[str] | None, config: Mapping[str, Any]
+    ) -> str | None:
         """The run of ``mlflow.json``, and what it has; None if there is none at this server."""
         if directory is None or not self.file(directory).exists():
             return None
@@ -106,6 +108,10 @@ class MlflowSink:
         for key in run.data.metrics:
             history = self._client.get_metric_history(name, key)
             self._there |= {(point.key, int(point.step)) for point in history}
+        # Parameters of an MLflow run are fixed: what has changed since becomes a tag.
+        for key, value in _params(config).items():
+            if run.data.params.get(key, value) != value:
+                self._client.set_tag(name, f"marginflow.{key}", value)
         return name
 
     def _begun(self, directory: str | os.PathLike[str] | None, config: Mapping[str, Any]) -> str:
