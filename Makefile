@@ -1,11 +1,12 @@
 # make demo         train on the bundled digits, measure, draw the report
 # make test         lint, types, import floors, tests
-# make test-extras  other people's libraries, the report in a browser; an environment of their own
+# make test-extras  other people's libraries, the report in a browser; two environments of their own
 # make bench        short runs of all benchmarks, beside those libraries, in the same environment
 
 PYTHON ?= python3
 VENV := .venv
 EXTRAS := .venv-extras
+INTEGRATIONS := .venv-integrations
 BIN := $(VENV)/bin
 # The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
 export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
@@ -27,8 +28,9 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test-extras: $(EXTRAS)/.installed
+test-extras: $(EXTRAS)/.installed $(INTEGRATIONS)/.installed
 	$(EXTRAS)/bin/python -m pytest tests/extras -m extras
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -m integrations
 
 # One after another: they are timed.
 bench: $(EXTRAS)/.installed
@@ -48,5 +50,12 @@ $(EXTRAS)/.installed: pyproject.toml constraints.txt constraints-extras.txt
 	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt torch --editable '.[dev,attack-libraries,browser]'
 	touch $@
 
+# torchattacks pins a requests that mlflow refuses: the two cannot share an environment.
+$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrations.txt
+	$(PYTHON) -m venv --clear $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt torch --editable '.[dev,integrations]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(EXTRAS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .artefacts
+	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache .artefacts

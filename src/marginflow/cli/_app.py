@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from marginflow.cli._export import export
 from marginflow.cli._maximize_command import maximize
-from marginflow.cli._options import ATTACK, DATA, DATA_DIR, DEVICE, FLOW_DATA, MODEL, THREADS
+from marginflow.cli._options import ATTACK, DATA, DATA_DIR, DEVICE, FLOW_DATA, LOG, MODEL, THREADS
 
 app = typer.Typer(
     name="marginflow",
@@ -115,6 +116,7 @@ def train(
         bool,
         typer.Option("--keep-weights", help="Keep the weights of every measurement, for verify."),
     ] = False,
+    log: Annotated[list[str] | None, typer.Option(help=LOG, metavar="<str>")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a network (Algorithm 1), measuring and recording on the way."""
@@ -141,6 +143,7 @@ def train(
         "threads": threads,
         "data_dir": data_dir,
         "out": out,
+        "log": log or None,
     }
     run_training(
         {name: value for name, value in given.items() if value is not None},
@@ -208,6 +211,7 @@ def flow(
             help="Keep the weights of every measurement (default: up to 120,000 of them).",
         ),
     ] = None,
+    log: Annotated[list[str] | None, typer.Option(help=LOG, metavar="<str>")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Follow the gradient flow in float64, to times that no training reaches.
@@ -233,6 +237,7 @@ def flow(
         "threads": threads,
         "data_dir": data_dir,
         "out": out,
+        "log": log or None,
         "keep_weights": keep_weights,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -319,6 +324,9 @@ def compare(
     from marginflow.cli._read import run_comparison
 
     run_comparison(runs, out=out, form=form)
+
+
+app.command(epilog="Example: marginflow export runs/fgsm runs/standard --csv margins.csv")(export)
 
 
 @app.command(epilog="Example: marginflow verify runs/linear")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from marginflow._checks import whole
+from marginflow.cli._options import take_log
 from marginflow.cli._train import free_name, stored_options
 from marginflow.errors import InputError
 
@@ -23,6 +24,7 @@ _GOALS = ("log_time", "log_norm", "loss_below")
 def run_flow(given: Mapping[str, Any], *, resume: bool, force: bool, progress: bool) -> int:
     """Follow a flow as ``given`` says; 0 if it reached its goal, 1 if it ended before."""
     options = dict(given)
+    log = take_log(options, Path(options["out"]) if resume and "out" in options else None)
     if resume:
         if "out" not in options:
             raise InputError("--resume needs --out RUN, the run directory to continue")
@@ -47,7 +49,13 @@ def run_flow(given: Mapping[str, Any], *, resume: bool, force: bool, progress: b
     started = time.monotonic()
     try:
         flow = mf.gradient_flow(
-            options.pop("model"), data, **options, resume=resume, force=force, progress=progress
+            options.pop("model"),
+            data,
+            **options,
+            resume=resume,
+            force=force,
+            progress=progress,
+            log=log,
         )
     except KeyboardInterrupt:
         if (Path(options["out"]) / "checkpoints").is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import whole
+from marginflow.cli._options import take_log
 from marginflow.cli._train import free_name, stored_options
 from marginflow.errors import InputError, RunError
 
@@ -38,6 +39,7 @@ def run_maximization(
         progress: show a bar.
     """
     options = dict(given)
+    log = take_log(options, Path(options["out"]) if resume and "out" in options else None)
     if resume:
         if "out" not in options:
             raise InputError("--resume needs --out RUN, the run directory to continue")
@@ -73,6 +75,7 @@ def run_maximization(
             resume=resume,
             force=force,
             progress=progress,
+            log=log,
         )
     except KeyboardInterrupt:
         advice = _way_back(Path(options["out"]))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from marginflow.cli._options import DATA, DATA_DIR, DEVICE, MODEL, THREADS
+from marginflow.cli._options import DATA, DATA_DIR, DEVICE, LOG, MODEL, THREADS
 
 
 def maximize(
@@ -61,6 +61,7 @@ def maximize(
         bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
+    log: Annotated[list[str] | None, typer.Option(help=LOG, metavar="<str>")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Seek the largest normalised adversarial margin itself, and keep the best network.
@@ -87,6 +88,7 @@ def maximize(
         "threads": threads,
         "data_dir": data_dir,
         "out": out,
+        "log": log or None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     run_maximization(given, begin=begin, resume=resume, force=force, progress=not quiet)

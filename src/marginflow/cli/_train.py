@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import unknown, whole
+from marginflow.cli._options import take_log
 from marginflow.cli._seeds import print_seeds, run_with_options, take_seeds, way_back
 from marginflow.errors import InputError, RunError
 
@@ -40,6 +41,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "threads": int,
     "data_dir": str,
     "out": str,
+    "log": (str, list),
 }
 _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
@@ -68,6 +70,7 @@ def run_training(
     """Train as ``given`` (the options named on the command line) and ``config`` say."""
     options = {**_read_config(config), **given}
     schedule = None
+    where = None
     seeds = take_seeds(options)
     if resume:
         if "out" not in options:
@@ -82,6 +85,7 @@ def run_training(
     for name, example in [("data", "digits:3,8"), ("model", "mlp:256,32")]:
         if name not in options:
             raise InputError(f"--{name} is missing; for example --{name} {example}")
+    log = take_log(options, where)
 
     import torch
 
@@ -107,6 +111,7 @@ def run_training(
             resume=resume,
             force=force,
             progress=progress,
+            log=log,
         )
     except KeyboardInterrupt:
         advice = way_back(Path(options["out"]), seeds)

@@ -8,7 +8,7 @@ from typing import Any
 
 from marginflow.experiments._experiment import Trained
 from marginflow.experiments._figure import Curve, Panel
-from marginflow.monitor import QUANTILES
+from marginflow.runs import QUANTILES
 
 Records = Sequence[Mapping[str, Any]]
 

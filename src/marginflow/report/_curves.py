@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 from marginflow.experiments import Curve, FigureData, Panel
-from marginflow.monitor import QUANTILES
 from marginflow.report._clock import Clock, clock_of, is_ascent, is_flow
 from marginflow.report._flow_panels import (
     flow_accuracy,
@@ -46,7 +45,7 @@ from marginflow.report._text import (
     number,
     run_names,
 )
-from marginflow.runs import Run
+from marginflow.runs import QUANTILES, Run
 
 _LOW, _HIGH = QUANTILES.index(0.05), QUANTILES.index(0.95)
 _MARGIN = "normalized_margin"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marginflow.experiments import Curve, Panel
-from marginflow.monitor import QUANTILES
 from marginflow.report._clock import Clock, is_flow, log_time_of
 from marginflow.report._panels import (
     MOST_BANDS,
@@ -23,7 +22,7 @@ from marginflow.report._panels import (
 from marginflow.report._statement import measured_words, unperturbed
 from marginflow.report._tables import RATIOS_SINCE, margin_over_log_time, order_of, own_loss
 from marginflow.report._text import margin_exponent, margin_unit, number, run_names
-from marginflow.runs import Run
+from marginflow.runs import QUANTILES, Run
 
 _LOW, _HIGH = QUANTILES.index(0.05), QUANTILES.index(0.95)
 _MARGIN = "normalized_margin"

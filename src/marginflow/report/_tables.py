@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from marginflow.monitor import QUANTILES
 from marginflow.report._clock import FLOW_DIGITS, is_flow, log_time_cell, log_time_of
 from marginflow.report._flow_words import end_words
 from marginflow.report._statement import (
@@ -30,7 +29,7 @@ from marginflow.report._text import (
     number,
     run_names,
 )
-from marginflow.runs import Run
+from marginflow.runs import QUANTILES, Run
 
 _MEDIAN = QUANTILES.index(0.5)
 

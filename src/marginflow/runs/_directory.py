@@ -41,6 +41,8 @@ _OWN = (
     "audit.json",
     "certificate.json",
     "certificate",
+    "tensorboard",
+    "mlflow.json",
 )
 
 _log = logging.getLogger("marginflow")

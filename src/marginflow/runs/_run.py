@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from marginflow.datasets import Dataset, load
 from marginflow.errors import InputError, RunError, SpecificationError
 from marginflow.models import build, load_weights
 from marginflow.runs._directory import Checkpoint, RunDirectory
+from marginflow.runs._metrics import Metrics, layer_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,24 +23,27 @@ class Run:
 
     Attributes:
         config: the content of ``run.json``.
-        metrics: the measurements in their order, one dictionary each.
+        metrics: the measurements in their order, one dictionary each; ``metrics.to_pandas()`` and
+            ``metrics.to_polars()`` make a frame of them.
         path: the run directory, or None for a run that was kept in memory.
         model: the trained network, in the process that trained it.
         weights: for a run in memory, the weights kept at its measurements, by step.
     """
 
     config: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    metrics: Metrics
     path: Path | None = None
     model: nn.Module | None = field(default=None, repr=False)
     weights: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.metrics, Metrics):
+            object.__setattr__(self, "metrics", Metrics(self.metrics, layer_names(self.config)))
+
     @property
     def name(self) -> str:
         """The directory's name, or what was trained."""
-        if self.path is not None:
-            return self.path.resolve().name
-        return f"{self.config.get('model_spec', 'model')} {self.config.get('attack', '')}".strip()
+        return run_name(self.config, self.path)
 
     @property
     def final(self) -> dict[str, Any]:
@@ -141,6 +146,13 @@ class Run:
         return into
 
 
+def run_name(config: Mapping[str, Any], path: Path | None) -> str:
+    """The directory's name, or what was trained."""
+    if path is not None:
+        return path.resolve().name
+    return f"{config.get('model_spec', 'model')} {config.get('attack', '')}".strip()
+
+
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run directory. Reading never runs code and writes nothing.
 
@@ -148,4 +160,6 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         RunError: no run there, or a damaged one.
     """
     directory = RunDirectory(path)
-    return Run(directory.read_config(), directory.read_metrics(), directory.path)
+    config = directory.read_config()
+    metrics = Metrics(directory.read_metrics(), layer_names(config))
+    return Run(config, metrics, directory.path)

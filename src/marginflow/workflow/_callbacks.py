@@ -15,7 +15,7 @@ from torch import Tensor
 from marginflow.ascent import Ascent
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
-from marginflow.runs import RunDirectory
+from marginflow.runs import RunDirectory, Sinks
 from marginflow.training import Callback, Gauge, Trainer
 
 if TYPE_CHECKING:
@@ -165,30 +165,33 @@ class Pace:
 
 
 class Recording(Callback):
-    """Writes new measurements and checkpoints into the run directory.
+    """Writes new measurements and checkpoints into the run directory, and measurements to the sinks.
 
     A measurement is on disk before the checkpoint that follows it, so whatever a
     checkpoint vouches for is there. Checkpoints are taken at every measurement, every
     half minute, on an interrupt and at the end; when they are taken changes no number.
 
     Args:
-        directory: the run.
+        directory: the run; None records nothing but what goes to the sinks.
         monitor: what measures, or None.
         elapsed: seconds that earlier processes spent on the run.
         pace: when checkpoints are due, by default at every measurement. Measurements are
             written with the checkpoint that vouches for them.
+        sinks: are given every measurement once it is on disk.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        directory: RunDirectory | None,
         monitor: Monitor | None,
         elapsed: float,
         *,
         pace: Pace | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
         self.directory = directory
         self.pace = Pace() if pace is None else pace
+        self.sinks = Sinks() if sinks is None else sinks
         self.monitor = monitor
         self.written = 0 if monitor is None else len(monitor.records)
         self.started = time.monotonic() - elapsed
@@ -215,7 +218,9 @@ class Recording(Callback):
     def checkpoint(self, trainer: Trainer) -> None:
         """Write what was measured, and save the trainer's state if its weights are finite."""
         self.write()
-        if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()):
+        if self.directory is None or not all(
+            bool(torch.isfinite(p).all()) for p in trainer.model.parameters()
+        ):
             return
         state = trainer.state()
         numbers = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
@@ -224,10 +229,11 @@ class Recording(Callback):
         self.directory.save_checkpoint(tensors, numbers | elapsed)
 
     def write(self) -> None:
-        """Append the measurements that are not on disk yet."""
+        """Append the measurements that are not on disk yet, and hand them to the sinks."""
         new = self._unwritten()
-        if new:
+        if new and self.directory is not None:
             self.directory.append_metrics(*new)
+        self.sinks.write(new)
         self.written += len(new)
 
     def _unwritten(self) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from marginflow.homogeneity import measure_homogeneity
 from marginflow.losses import Loss
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory
+from marginflow.runs import Log, Run, RunDirectory
 from marginflow.training import deferred_interrupt
 from marginflow.workflow._flow_goals import Goals
 from marginflow.workflow._flow_job import Job
@@ -55,6 +55,7 @@ def gradient_flow(
     resume: bool = False,
     force: bool = False,
     progress: bool = False,
+    log: Log = (),
 ) -> Flow:
     """Follow ``dW/dt = −∇L(W)`` (Section 3.2) as far as ln t = 10⁶ and beyond.
 
@@ -88,6 +89,8 @@ def gradient_flow(
             perhaps to a farther goal (the same bits, if the earlier goal was a point of measurement).
         force: replace a run that ``out`` already holds.
         progress: show ln t, ρ and γ̂_m on standard error.
+        log: where measurements go beside ``metrics.jsonl``: ``"tensorboard"``, ``"mlflow"``, an object with
+            ``write(records)`` and ``close()``, or several. No sink changes or stops the flow.
 
     Returns:
         the :class:`Flow`. One that reaches no goal is a value too, with a reason and advice.
@@ -95,6 +98,7 @@ def gradient_flow(
     Raises:
         InputError: an argument that cannot be used; an attack on the loss, which is not scale
             invariant and fades as the margins grow.
+        MissingDependencyError: a library of ``log`` is not installed (nothing is written then).
         NotHomogeneousError: the network is not multi-homogeneous.
         ModelError: a random network (dropout), or one with a layer that is 0.
         RunError: ``out`` is taken, or does not fit when resuming.
@@ -112,6 +116,7 @@ def gradient_flow(
         out=out,
         resume=resume,
         force=force,
+        log=log,
     )
     if setup.attack is not None and not setup.attack.scale_invariant:
         raise InputError(
@@ -199,23 +204,22 @@ def gradient_flow(
         text = "the float32 weights were converted to float64"
         _log.info(text)
         follower.notes.insert(0, text)
-    job = Job(follower, monitor, goals, planned, config, keep_weights)
+    job = Job(follower, monitor, goals, planned, config, keep_weights, setup.log)
     bar = FlowProgress(goals.log_time) if progress else None
-    directory: RunDirectory | None = None
+    path = None
     try:
-        if out is not None:
-            directory = job.open(out, resume=resume, force=force)
-        with deferred_interrupt() as interrupted:
-            job.run(bar, interrupted)
-        if directory is not None:
-            config = directory.read_config()
+        with job:
+            if out is not None:
+                directory = job.open(out, resume=resume, force=force)
+                path = directory.path
+            with deferred_interrupt() as interrupted:
+                job.run(bar, interrupted)
+            if out is not None:
+                config = directory.read_config()
     except DivergedError as error:
         kept = f"; the last good point is in {out}" if out is not None else ""
         raise DivergedError(f"{error}{kept}", error.step, error.epoch) from None
     finally:
         if bar is not None:
             bar.stop()
-        if directory is not None:
-            directory.close()
-    path = None if directory is None else directory.path
     return job.result(Run(config, monitor.records, path, network, job.kept))

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ from marginflow.errors import RunError
 from marginflow.flow import Follower, State
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
-from marginflow.runs import Checkpoint, Run, RunDirectory
+from marginflow.runs import Checkpoint, Log, Run, RunDirectory, Sinks, open_sinks
 from marginflow.workflow._flow_goals import Goals, points_ahead
 from marginflow.workflow._flow_progress import FlowProgress
 from marginflow.workflow._flow_result import Flow, Reason
@@ -35,6 +35,7 @@ class Job:
         planned: Sequence[float] | None,
         config: dict[str, Any],
         keep_weights: bool,
+        log: Log = (),
     ) -> None:
         self.follower = follower
         self.monitor = monitor
@@ -43,8 +44,18 @@ class Job:
         self.config = config
         self.keep_weights = keep_weights
         self.kept: dict[int, dict[str, Tensor]] = {}
+        self.log = log
+        self.sinks = Sinks()
         self.directory: RunDirectory | None = None
         self.reason: Reason | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.sinks.close(error)
+        if self.directory is not None:
+            self.directory.close()
 
     def open(self, out: str | os.PathLike[str], *, resume: bool, force: bool) -> RunDirectory:
         """Make or reopen the run directory; a resumed flow continues from its last measurement."""
@@ -67,6 +78,10 @@ class Job:
         """
         follower = self.follower
         follower.stopping = interrupted.is_set
+        if not self.monitor.records or not (self._reached() or follower.ended):
+            path = None if self.directory is None else self.directory.path
+            config = self.config if self.directory is None else self.directory.read_config()
+            self.sinks = open_sinks(self.log, path, config, records=self.monitor.records)
         if not self.monitor.records:
             self._measure()
         self.reason = self._reached()
@@ -173,8 +188,10 @@ class Job:
         if self.directory is None:
             if self.keep_weights:
                 self.kept[tally.steps] = weights
+            self.sinks.write(self.monitor.records[-1:])
             return
         self.directory.append_metrics(self.monitor.records[-1])
+        self.sinks.write(self.monitor.records[-1:])
         if self.keep_weights:
             self.directory.save_weights(tally.steps, weights)
         tensors = {f"model.{name}": value for name, value in weights.items()}

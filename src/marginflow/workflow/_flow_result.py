@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from marginflow.runs import Run
+from marginflow.runs import Metrics, Run
 
 Reason = Literal["log_time", "log_norm", "loss_below", "not separated", "work"]
 
@@ -60,7 +60,7 @@ class Flow:
         return self.reason not in ("not separated", "work")
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> Metrics:
         """The measurements along the flow, oldest first."""
         return self.run.metrics
 

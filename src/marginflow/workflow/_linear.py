@@ -14,7 +14,7 @@ from marginflow.datasets import Dataset
 from marginflow.errors import DataError, InputError, ModelError, SpecificationError
 from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory, provenance
+from marginflow.runs import Run, RunDirectory, open_sinks, provenance
 from marginflow.workflow._setup import Setup
 
 LINEAR = ("dual", "normalized")
@@ -97,9 +97,11 @@ def maximize_predictor(
             weights = {f"model.{n}": v.detach() for n, v in setup.model.state_dict().items()}
             directory.save_checkpoint(weights, {"step": found.steps, "epoch": found.steps})
             config = directory.read_config()
-        return Run(
-            config, monitor.records, None if directory is None else directory.path, setup.model
-        )
+        path = None if directory is None else directory.path
+        sinks = open_sinks(setup.log, path, config)
+        sinks.write(monitor.records)
+        sinks.close()
+        return Run(config, monitor.records, path, setup.model)
     finally:
         if directory is not None:
             directory.close()

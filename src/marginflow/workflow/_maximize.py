@@ -19,7 +19,7 @@ from marginflow.homogeneity import Homogeneity, measure_homogeneity
 from marginflow.losses import Loss
 from marginflow.margins import adversarial_margins
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory
+from marginflow.runs import Log, Run, RunDirectory
 from marginflow.training import Callback, log_spaced
 from marginflow.workflow._begin import begin_with
 from marginflow.workflow._callbacks import MeasuringBest
@@ -56,6 +56,7 @@ def maximize(
     resume: bool = False,
     force: bool = False,
     progress: bool = False,
+    log: Log = (),
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Seek the largest normalised adversarial margin γ̂_m itself, from the weights that ``model`` has.
@@ -101,6 +102,8 @@ def maximize(
         resume: continue the run in ``out``.
         force: replace a run that ``out`` already holds.
         progress: show a progress bar on standard error.
+        log: where measurements go beside ``metrics.jsonl``: ``"tensorboard"``, ``"mlflow"``, an object with
+            ``write(records)`` and ``close()``, or several. No sink changes or stops the run.
         callbacks: told of every step and epoch, before measuring and recording.
 
     Returns:
@@ -108,6 +111,7 @@ def maximize(
 
     Raises:
         InputError: any argument that cannot be used (nothing is written then).
+        MissingDependencyError: a library of ``log`` is not installed (nothing is written then).
         NotHomogeneousError: the network has no normalised margin.
         ModelError: a layer is 0, or the network is dead; ``start`` is of another network.
         RunError: ``out`` is taken, or does not fit when resuming; ``start`` has no checkpoint.
@@ -124,7 +128,7 @@ def maximize(
         return train(
             model, data, attack=attack, loss=loss, lr=method, batch_size=batch_size, epochs=epochs,
             measure_with=measure_with, schedule=schedule, seed=seed, dtype=dtype, device=device,
-            engine=engine, out=out, resume=resume, force=force, progress=progress,
+            engine=engine, out=out, resume=resume, force=force, progress=progress, log=log,
             callbacks=callbacks,
         )  # fmt: skip
     linear = isinstance(method, str) and name in LINEAR
@@ -141,6 +145,7 @@ def maximize(
         out=out,
         resume=resume,
         force=force,
+        log=log,
     )
     stored = RunDirectory(out).read_config() if resume and out is not None else {}
     origin = stored.get("from") if start is None else begin_with(setup.model, start)
@@ -207,7 +212,7 @@ def maximize(
     config = setup.config("maximize", own, dtype=typed, device=placed_on, homogeneity=homogeneity)
     planned = _schedule(epochs) if schedule is None else schedule
     ascent.callbacks = (*callbacks, MeasuringBest(monitor, planned, epochs))
-    job = TrainingJob(ascent, monitor, config, keep_weights=False, free=())
+    job = TrainingJob(ascent, monitor, config, keep_weights=False, free=(), log=setup.log)
     return job.run(out, resume=resume, force=force, progress=progress)
 
 

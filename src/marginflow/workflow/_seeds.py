@@ -16,7 +16,7 @@ from marginflow._checks import unknown, whole
 from marginflow.datasets import Dataset, load
 from marginflow.engine import stacking_gains
 from marginflow.errors import DivergedError, InputError, RunError
-from marginflow.runs import Run, RunDirectory
+from marginflow.runs import Run, RunDirectory, check_sinks
 from marginflow.training import SideBySide, side_by_side_refusal
 from marginflow.workflow._callbacks import Pace, ProgressBar
 from marginflow.workflow._train import plan_training
@@ -37,7 +37,7 @@ _DEFAULTS = {
 _SIDE_BY_SIDE = {
     "attack", "loss", "lr", "batch_size", "epochs", "momentum", "derivative", "measure",
     "measure_with", "schedule", "keep_weights", "dtype", "device", "engine",
-    "perturbation_precision", "shrink",
+    "perturbation_precision", "shrink", "log",
 }  # fmt: skip
 """The options that trainings side by side know of; with any other they run alone."""
 
@@ -89,6 +89,11 @@ def train_seeds(
             raise InputError(f"{name}: not for several seeds; train them one by one, with mf.train")
         if name not in _DEFAULTS:
             raise unknown("option", name, _DEFAULTS)
+    options["log"] = check_sinks(options.get("log", ()), out=out)
+    if not all(isinstance(sink, str) for sink in options["log"]):
+        raise InputError(
+            "log: a sink of your own takes one run; train the seeds one by one with it"
+        )
     if isinstance(model, nn.Module):
         raise InputError(
             "model: expected a specification or a function of the seed, got a network, which "
@@ -201,7 +206,7 @@ def _side_by_side(asked: _Asked, jobs: Mapping[int, TrainingJob], progress: bool
     pace = Pace(_APART)
     with contextlib.ExitStack() as closing:
         for seed, job in jobs.items():
-            closing.callback(job.close)
+            closing.push(job)
             job.open(asked.folder(seed), resume=asked.resumes(seed), force=asked.force, pace=pace)
         groups: dict[int, list[int]] = {}
         for seed, job in jobs.items():
@@ -221,6 +226,7 @@ def _side_by_side(asked: _Asked, jobs: Mapping[int, TrainingJob], progress: bool
                 if job.recording is not None:
                     job.recording.write()
                 diverged[group[place]] = job.with_advice(error)
+                job.close(error)
         runs = [job.result() for seed, job in jobs.items() if seed not in diverged]
     _complain(diverged, len(jobs))
     return runs

@@ -19,7 +19,7 @@ from marginflow.homogeneity import Homogeneity, evaluation_mode
 from marginflow.losses import Loss, get_loss
 from marginflow.models import build as build_model
 from marginflow.monitor import Monitor
-from marginflow.runs import Checkpoint, RunDirectory, provenance
+from marginflow.runs import Checkpoint, Log, RunDirectory, Sink, check_sinks, provenance
 
 _NOUNS = {"train": "training", "flow": "flow", "maximize": "margin maximisation"}
 _VERBS = {"train": "mf.train", "flow": "mf.gradient_flow", "maximize": "mf.maximize"}
@@ -38,6 +38,7 @@ class Setup:
         built: whether it was built here, from a specification.
         attack: the perturbation of the objective. measured: that of the measurements.
         loss: the loss. derivative: ``detached`` or ``total``. seed: of the model and the job.
+        log: the sinks of the measurements.
     """
 
     data: Dataset
@@ -49,6 +50,7 @@ class Setup:
     loss: Loss
     derivative: Derivative
     seed: int
+    log: tuple[str | Sink, ...] = ()
 
     def place(self, dtype: torch.dtype, device: torch.device) -> Dataset:
         """Move the model, and return the data moved; one evaluation of everything on the way.
@@ -105,6 +107,7 @@ def prepare(
     out: str | os.PathLike[str] | None,
     resume: bool,
     force: bool,
+    log: Log = (),
 ) -> Setup:
     """Make objects of what a job was given, and refuse what cannot be used.
 
@@ -120,9 +123,11 @@ def prepare(
         out: run directory.
         resume: continue what is there.
         force: replace what is there.
+        log: the sinks of the measurements.
 
     Raises:
         InputError: an argument that cannot be used.
+        MissingDependencyError: a sink's library is not installed.
     """
     if isinstance(data, str):
         data = load(data)
@@ -145,7 +150,8 @@ def prepare(
     seed = whole("seed", seed, least=0)
     for budget in (attack, measured):
         check_budget(budget, data.shape, data.bounds)
-    return Setup(data, model, model_spec, built, attack, measured, loss, derivative, seed)
+    sinks = check_sinks(log, out=out)
+    return Setup(data, model, model_spec, built, attack, measured, loss, derivative, seed, sinks)
 
 
 def open_directory(

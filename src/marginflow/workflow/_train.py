@@ -19,7 +19,7 @@ from marginflow.homogeneity import measure_homogeneity
 from marginflow.losses import Loss
 from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory
+from marginflow.runs import Log, Run, RunDirectory
 from marginflow.training import (
     BalanceDrift,
     Callback,
@@ -64,6 +64,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: bool = False,
+    log: Log = (),
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train ``model`` on adversarially perturbed data (Algorithm 1) and measure it on the way.
@@ -105,6 +106,8 @@ def train(
         resume: continue the run in ``out`` (which may lie finished; then nothing is done).
         force: replace a run that ``out`` already holds.
         progress: show a progress bar on standard error.
+        log: where measurements go beside ``metrics.jsonl``: ``"tensorboard"``, ``"mlflow"``, an object with
+            ``write(records)`` and ``close()``, or several. No sink changes or stops the training.
         callbacks: told of every step and epoch, before measuring and recording.
 
     Returns:
@@ -112,6 +115,7 @@ def train(
 
     Raises:
         InputError: any argument that cannot be used (nothing is written then).
+        MissingDependencyError: a library of ``log`` is not installed (nothing is written then).
         NotHomogeneousError: ``measure`` is True and the network is not homogeneous.
         RunError: ``out`` is taken, or does not fit when resuming.
         StorageError: the disk refuses.
@@ -141,6 +145,7 @@ def train(
         out=out,
         resume=resume,
         force=force,
+        log=log,
         callbacks=callbacks,
     )
     return job.run(out, resume=resume, force=force, progress=progress)
@@ -170,6 +175,7 @@ def plan_training(
     out: str | os.PathLike[str] | None,
     resume: bool,
     force: bool,
+    log: Log,
     callbacks: Sequence[Callback],
 ) -> TrainingJob:
     """What :func:`train` does before anything is written; arguments and errors are its own."""
@@ -185,6 +191,7 @@ def plan_training(
         out=out,
         resume=resume,
         force=force,
+        log=log,
     )
     network = setup.model
     dtype, device = as_dtype(dtype, network), as_device(device)
@@ -250,7 +257,7 @@ def plan_training(
         planned = log_spaced(trainer.epochs) if schedule is None else schedule
         user += [*gauges, Measuring(monitor, planned, trainer.epochs, gauges)]
     trainer.callbacks = tuple(user)
-    return TrainingJob(trainer, monitor, config, keep_weights=keep_weights)
+    return TrainingJob(trainer, monitor, config, keep_weights=keep_weights, log=setup.log)
 
 
 def _engine(

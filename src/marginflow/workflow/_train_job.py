@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import os
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Self
 
 from marginflow.errors import DivergedError, RunError
 from marginflow.monitor import Monitor
-from marginflow.runs import Checkpoint, Run, RunDirectory
+from marginflow.runs import Checkpoint, Log, Metrics, Run, RunDirectory, Sinks, open_sinks
 from marginflow.training import Callback, Trainer, TrainingState
 from marginflow.workflow._callbacks import KeepingWeights, Pace, ProgressBar, Recording
 from marginflow.workflow._precision import perturbation_effect
@@ -26,6 +26,7 @@ class TrainingJob:
         config: the content of ``run.json``.
         keep_weights: keep the weights of every measurement.
         free: settings that may be others when the run is resumed.
+        log: where measurements go beside the run directory.
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class TrainingJob:
         *,
         keep_weights: bool,
         free: Collection[str] = ("epochs",),
+        log: Log = (),
     ) -> None:
         self.trainer = trainer
         self.monitor = monitor
         self.config = config
         self.keep_weights = keep_weights
         self.free = tuple(free)
+        self.log = log
+        self.sinks = Sinks()
         self.directory: RunDirectory | None = None
         self.keeping: KeepingWeights | None = None
         self.recording: Recording | None = None
@@ -84,8 +88,12 @@ class TrainingJob:
         if self.monitor is not None and self.keep_weights:
             self.keeping = KeepingWeights(self.monitor, self.directory)
             recording.append(self.keeping)
-        if self.directory is not None:
-            self.recording = Recording(self.directory, self.monitor, elapsed, pace=pace)
+        if not self.finished:
+            self.sinks = self._open_sinks()
+        if self.directory is not None or self.sinks:
+            self.recording = Recording(
+                self.directory, self.monitor, elapsed, pace=pace, sinks=self.sinks
+            )
             recording.append(self.recording)
         self.trainer.callbacks = (*self.trainer.callbacks, *recording)
 
@@ -111,14 +119,24 @@ class TrainingJob:
             finally:
                 if bar is not None:
                     bar.stop()
-            return self.result()
-        finally:
-            self.close()
+            result = self.result()
+        except BaseException as error:
+            self.close(error)
+            raise
+        self.close()
+        return result
 
-    def close(self) -> None:
-        """Release the run directory."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the sinks, which learn what ended the run early, and release the run directory."""
+        self.sinks.close(error)
         if self.directory is not None:
             self.directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
 
     def result(self) -> Run:
         """The run as it stands."""
@@ -133,9 +151,16 @@ class TrainingJob:
             config = {**config, "perturbation_effect": effect}
             if self.directory is not None:
                 self.directory.write_config(config)
-        records = [] if self.monitor is None else self.monitor.records
+        records = Metrics() if self.monitor is None else self.monitor.records
         kept = {} if self.keeping is None else self.keeping.kept
         return Run(config, records, path, self.trainer.model, kept)
+
+    def _open_sinks(self) -> Sinks:
+        config, path = self.config, None
+        if self.directory is not None:
+            config, path = self.directory.read_config(), self.directory.path
+        records = () if self.monitor is None else self.monitor.records
+        return open_sinks(self.log, path, config, records=records)
 
     def with_advice(self, error: DivergedError) -> DivergedError:
         """The error, with the checkpoint that the run is left with."""
