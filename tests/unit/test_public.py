@@ -20,6 +20,7 @@ PUBLIC = [
     "Alignment",
     "Audit",
     "Certificate",
+    "CertifiedMargins",
     "Dataset",
     "Flow",
     "Homogeneity",
@@ -64,6 +65,9 @@ PACKAGES = {
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
         *("Perturbation", "Query", "build", "check_budget"),
+    ],
+    "certified": [
+        *("INSTALL", "METHODS", "CertifiedMargins", "Method", "certified_margins", "check_attack"),
     ],
     "datasets": ["ClassDistance", "Dataset", "class_distance", "load", "separable"],
     "engine": [

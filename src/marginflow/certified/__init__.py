@@ -1,0 +1,7 @@
+"""Lower bounds of adversarial margins: what no perturbation of the ball can do."""
+
+from marginflow.certified._certify import certified_margins, check_attack
+from marginflow.certified._library import INSTALL
+from marginflow.certified._result import METHODS, CertifiedMargins, Method
+
+__all__ = ["INSTALL", "METHODS", "CertifiedMargins", "Method", "certified_margins", "check_attack"]
