@@ -35,6 +35,8 @@ PUBLIC = [
     "ascent",
     "attacks",
     "audit",
+    "certified",
+    "certified_margins",
     "datasets",
     "detect_overfitting",
     "errors",
@@ -68,6 +70,7 @@ PACKAGES = {
     ],
     "certified": [
         *("INSTALL", "METHODS", "CertifiedMargins", "Method", "certified_margins", "check_attack"),
+        *("fingerprint", "read_bounds", "save_bounds"),
     ],
     "datasets": ["ClassDistance", "Dataset", "class_distance", "load", "separable"],
     "engine": [

@@ -41,6 +41,7 @@ _OWN = (
     "audit.json",
     "certificate.json",
     "certificate",
+    "bounds.json",
 )
 
 _log = logging.getLogger("marginflow")
