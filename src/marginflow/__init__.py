@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from marginflow._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from marginflow import ascent, attacks, datasets, errors, losses, models, references
+    from marginflow import ascent, attacks, certified, datasets, errors, losses, models, references
     from marginflow.alignment import Alignment, measure_alignment
+    from marginflow.certified import CertifiedMargins, certified_margins
     from marginflow.datasets import Dataset, load
     from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity, normalized_network
     from marginflow.kkt import Certificate, NearestKKTPoint, kkt_certificate, nearest_kkt_point
@@ -34,6 +35,7 @@ _HOME = {
     "Alignment": "alignment",
     "Audit": "theorems",
     "Certificate": "kkt",
+    "CertifiedMargins": "certified",
     "Dataset": "datasets",
     "Flow": "workflow",
     "Homogeneity": "homogeneity",
@@ -46,6 +48,7 @@ _HOME = {
     "Verdict": "theorems",
     "adversarial_margins": "margins",
     "audit": "theorems",
+    "certified_margins": "certified",
     "detect_overfitting": "overfitting",
     "gradient_flow": "workflow",
     "kkt_certificate": "kkt",
@@ -60,12 +63,22 @@ _HOME = {
     "train_seeds": "workflow",
     "verify": "theorems",
 }
-_MODULES = ("ascent", "attacks", "datasets", "errors", "losses", "models", "references")
+_MODULES = (
+    "ascent",
+    "attacks",
+    "certified",
+    "datasets",
+    "errors",
+    "losses",
+    "models",
+    "references",
+)
 
 __all__ = [
     "Alignment",
     "Audit",
     "Certificate",
+    "CertifiedMargins",
     "Dataset",
     "Flow",
     "Homogeneity",
@@ -80,6 +93,8 @@ __all__ = [
     "ascent",
     "attacks",
     "audit",
+    "certified",
+    "certified_margins",
     "datasets",
     "detect_overfitting",
     "errors",

@@ -11,8 +11,12 @@ from typing import Any
 from marginflow.errors import InputError, MissingDependencyError, SpecificationError
 
 
-def optional(module: str, package: str, purpose: str, extra: str | None = None) -> Any:
+def optional(
+    module: str, package: str, purpose: str, extra: str | None = None, command: str | None = None
+) -> Any:
     """Import ``module``, or say how to install the package that brings it.
+
+    The command is ``command``, or pip with the extra or the package.
 
     Raises:
         MissingDependencyError: with the exact install command.
@@ -22,7 +26,7 @@ def optional(module: str, package: str, purpose: str, extra: str | None = None) 
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the package is there, but something that it needs is not
-        raise MissingDependencyError(package, purpose, extra) from None
+        raise MissingDependencyError(package, purpose, extra, command) from None
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> SpecificationError:

@@ -74,9 +74,12 @@ class StorageError(MarginflowError, OSError):
 class MissingDependencyError(MarginflowError, ImportError):
     """An optional package is missing; the message gives the exact install command."""
 
-    def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
+    def __init__(
+        self, package: str, purpose: str, extra: str | None = None, command: str | None = None
+    ) -> None:
         target = f"'marginflow[{extra}]'" if extra else package
-        super().__init__(f"{purpose} needs the package {package!r}: pip install {target}")
+        how = command or f"pip install {target}"
+        super().__init__(f"{purpose} needs the package {package!r}: {how}")
         self.package = package
 
 

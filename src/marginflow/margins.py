@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from marginflow._checks import whole
 from marginflow.attacks import Attack
+from marginflow.certified import CertifiedMargins, Method, certified_margins, check_attack
 from marginflow.engine import AttackedOutputs, EngineName
 from marginflow.errors import DataError, InputError, ModelError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity, power
@@ -28,6 +29,8 @@ class Margins:
         order: K = Σ c_k, or None likewise.
         dead_inputs: (n,) bool, examples without an input gradient.
         log_loss: ln L at the perturbed examples for the loss asked for, or None.
+        certified: lower bounds of the true adversarial margins, where they were asked for:
+            ``certified.values ≤ min_δ m_i(x_i + δ) ≤ values``.
     """
 
     values: Tensor
@@ -36,6 +39,7 @@ class Margins:
     order: float | None
     dead_inputs: Tensor
     log_loss: float | None = None
+    certified: CertifiedMargins | None = None
 
     @property
     def normalized(self) -> Tensor:
@@ -61,6 +65,44 @@ class Margins:
     def accuracy(self) -> float:
         """Share of examples with ``m_i > 0``."""
         return float((self.values > 0).double().mean())
+
+    @property
+    def certified_accuracy(self) -> float:
+        """Share of examples that no perturbation of the ball changes, as far as the bounds can tell.
+
+        Raises:
+            InputError: the margins were taken without bounds.
+        """
+        return self._bounds().accuracy
+
+    @property
+    def width(self) -> Tensor:
+        """``m_i − c_i ≥ 0``, (n,): within it the true adversarial margins lie.
+
+        Raises:
+            InputError: the margins were taken without bounds.
+        """
+        return self.values - self._bounds().values
+
+    def _bounds(self) -> CertifiedMargins:
+        if self.certified is None:
+            raise InputError(
+                "these margins were taken without lower bounds; ask for them: certified='auto'"
+            )
+        return self.certified
+
+    def __str__(self) -> str:
+        n = len(self.values)
+        if self.certified is None:
+            return f"accuracy ≤ {self.accuracy:.4g}, min m ≤ {self.min:.4g} (attacked, n = {n})"
+        c = self.certified
+        lines = (
+            f"accuracy: certified {c.accuracy:.4g} ≤ true ≤ attacked {self.accuracy:.4g} "
+            f"(n = {n}, bounds by {c.method})",
+            f"min m: certified {c.min:.4g} ≤ true ≤ attacked {self.min:.4g}; median width "
+            f"{float(self.width.quantile(0.5)):.4g}",
+        )
+        return "\n".join(lines)
 
     @property
     def smoothed(self) -> float:
@@ -108,6 +150,7 @@ def adversarial_margins(
     normalize: bool = True,
     seed: int = 0,
     engine: EngineName = "auto",
+    certified: Method | None = None,
 ) -> Margins:
     """The margins ``m_i`` of ``x_i + δ_i(W)`` and their normalisation (Section 3.2).
 
@@ -126,14 +169,21 @@ def adversarial_margins(
         seed: seed of a random start.
         engine: ``fused`` by explicit products (dense networks, all attacks but ``exact-linear``),
             ``autograd``, or ``auto``: fused where it applies. They differ by rounding.
+        certified: also bound the true adversarial margins from below, by :func:`certified_margins`:
+            ``crown``, ``interval``, ``norms`` or ``auto``; None does not. Where a bound meets the
+            attacked margin to the rounding of the model's dtype, it is lowered to it.
 
     Raises:
         NotHomogeneousError: the network cannot be normalised (and ``normalize`` is True).
         DataError: labels, shapes or bounds that do not fit, no examples.
-        InputError: batch_size below 1.
-        ModelError: ``engine="fused"`` where it does not apply.
+        InputError: batch_size below 1; bounds without an attack or of a finite set.
+        MissingDependencyError: ``certified`` needs auto-LiRPA, which is not installed.
+        ModelError: ``engine="fused"`` where it does not apply; a network that cannot be bounded; a bound
+            above an attacked margin, which only an unsound library can give.
     """
-    return clean_and_adversarial(
+    if certified is not None:
+        check_attack(attack, certified)
+    found = clean_and_adversarial(
         model,
         x,
         y,
@@ -146,6 +196,34 @@ def adversarial_margins(
         engine=engine,
         clean=False,
     )[1]
+    if certified is None or attack is None:
+        return found
+    return sandwiched(found, certified_margins(model, x, y, attack, method=certified), model)
+
+
+def sandwiched(found: Margins, bounds: CertifiedMargins, model: nn.Module) -> Margins:
+    """The attacked margins with their lower bounds, ``c_i ≤ m_i`` for each example.
+
+    The attacked margins are rounded to the model's dtype, at inputs x + δ that are rounded too; a
+    bound that is above them by no more than that rounding is lowered to them, which leaves it true.
+
+    Raises:
+        ModelError: a bound above its attacked margin by more.
+    """
+    like = next(model.parameters(), found.values)
+    # Twice that of an evaluation: x + δ is rounded as well.
+    share = torch.finfo(like.dtype).eps / torch.finfo(torch.float64).eps
+    slack = bounds.rounding + 2 * share * bounds.evaluation
+    excess = bounds.values - found.values
+    if bool((excess > slack).any()):
+        worst = int((excess - slack).argmax())
+        raise ModelError(
+            f"bounds: example {worst} has the attacked margin {float(found.values[worst]):.6g}, below "
+            f"its bound {float(bounds.values[worst]):.6g} by {bounds.method}: the bound is wrong, or the "
+            "network gives other outputs at each call; use certified='norms'"
+        )
+    values = torch.minimum(bounds.values, found.values)
+    return replace(found, certified=replace(bounds, values=values, rho=found.rho))
 
 
 def clean_and_adversarial(

@@ -20,6 +20,7 @@ PUBLIC = [
     "Alignment",
     "Audit",
     "Certificate",
+    "CertifiedMargins",
     "Dataset",
     "Flow",
     "Homogeneity",
@@ -34,6 +35,8 @@ PUBLIC = [
     "ascent",
     "attacks",
     "audit",
+    "certified",
+    "certified_margins",
     "datasets",
     "detect_overfitting",
     "errors",
@@ -64,6 +67,10 @@ PACKAGES = {
     "attacks": [
         *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
         *("Perturbation", "Query", "build", "check_budget"),
+    ],
+    "certified": [
+        *("INSTALL", "METHODS", "CertifiedMargins", "Method", "certified_margins", "check_attack"),
+        *("fingerprint", "read_bounds", "save_bounds"),
     ],
     "datasets": ["ClassDistance", "Dataset", "class_distance", "load", "separable"],
     "engine": [

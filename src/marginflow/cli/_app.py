@@ -269,6 +269,10 @@ def measure(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random starts.")] = 0,
     threads: Annotated[int | None, typer.Option(help=THREADS)] = None,
+    certified: Annotated[
+        str | None,
+        typer.Option(help="Also bound the margins from below: auto, crown, interval, norms."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a trained network's margins and accuracies under any attacks."""
@@ -285,6 +289,7 @@ def measure(
         seed=seed,
         threads=threads,
         as_json=json,
+        certified=certified,
     )
 
 

@@ -25,12 +25,19 @@ def run_measurement(
     seed: int,
     threads: int | None,
     as_json: bool,
+    certified: str | None = None,
 ) -> None:
     """Print the margins of the network in ``path`` under each attack."""
     import torch
 
     import marginflow as mf
     from marginflow.attacks import check_budget
+    from marginflow.cli._certified import (
+        LABELS,
+        certified_entries,
+        check_certified,
+        save_certified,
+    )
 
     choice("split", split, ("train", "test"))
     if dtype is not None:
@@ -40,6 +47,7 @@ def run_measurement(
     run = mf.load_run(path)
     specs = list(attacks) or [run.config.get("measure_with", "none")]
     built = [mf.attacks.build(spec) for spec in specs]
+    method = check_certified(certified, built)
     given = None if data_spec is None else mf.load(data_spec, data_dir=data_dir)
     data = run.load_data(data_dir=data_dir) if given is None else given
     if split == "test":
@@ -52,6 +60,7 @@ def run_measurement(
     model.to(dtype=getattr(torch, dtype or run.config.get("dtype", "float32")))
     homogeneity = mf.measure_homogeneity(model, data.x)
     results = []
+    measured = []
     for attack in built:
         margins = mf.adversarial_margins(
             model,
@@ -62,7 +71,9 @@ def run_measurement(
             loss=run.config.get("loss"),
             homogeneity=homogeneity,
             seed=seed,
+            certified=method,
         )
+        measured.append((attack, margins))
         results.append(
             {
                 "attack": "none" if attack is None else attack.spec,
@@ -77,8 +88,10 @@ def run_measurement(
                 "norm_product": margins.rho,
                 "dead_inputs": int(margins.dead_inputs.sum()),
                 "log_loss": margins.log_loss,
+                **certified_entries(margins),
             }
         )
+    written = method and save_certified(run, model, data, split, seed, measured)
     if as_json:
         print(json.dumps(results, indent=2))
         return
@@ -95,12 +108,18 @@ def run_measurement(
         "norm_product": "ρ",
         "dead_inputs": "dead inputs",
         "log_loss": "ln L",
-    }
+    } | (LABELS if method else {})
     rows = [
         [label, *(v if isinstance(v := r[key], str) else f"{v:.6g}" for r in results)]
         for key, label in labels.items()
     ]
     print_table([f"{split}, n = {data.n}", *(f"({i})" for i in range(1, len(results) + 1))], rows)
+    if written:
+        for reason in dict.fromkeys(
+            r["certified_reason"] for r in results if r["certified_reason"]
+        ):
+            print(f"bounds: {reason}")
+        print(f"written to {written}")
 
 
 def run_report(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import marginflow
 from marginflow.errors import InputError
 from marginflow.experiments import FigureData
+from marginflow.report._bounds import bounds_section
 from marginflow.report._certificate import certificate_section
 from marginflow.report._clock import is_flow
 from marginflow.report._command import reproduction
@@ -47,7 +48,7 @@ def write_report(
 
     Contents: the question and the answer in one sentence, the final numbers, the figures of
     :func:`comparison`, the verdicts of ``marginflow verify`` where a run has them, the way there,
-    the layers, the certificates that lie in the run directories, the settings, the command lines
+    the layers, the certificates and bounds that lie in the run directories, the settings, the command lines
     that train the runs again, and the versions. Everything lies in the one file, in light and
     dark colours and for paper; strings from the runs are escaped. The same runs give the same bytes.
 
@@ -61,7 +62,7 @@ def write_report(
 
     Raises:
         InputError: no runs, or a path that does not end in ``.html``.
-        RunError: a run without measurements, a damaged certificate.
+        RunError: a run without measurements, a damaged certificate or bounds.
         StorageError: the file system refuses; an old page is then untouched.
     """
     path = Path(path)
@@ -92,6 +93,7 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
     check_runs(runs)
     names = run_names(runs)
     certificate = certificate_section(runs)
+    bounds = bounds_section(runs)
     return (
         environment()
         .get_template("report.html.j2")
@@ -111,6 +113,8 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
             layers=layer_tables(runs),
             certificate=certificate,
             residuals=certificate and _figure(certificate.curves, "r"),
+            bounds=bounds,
+            accuracies=bounds and bounds.curves and _figure(bounds.curves, "b"),
             settings=settings_table(runs),
             commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
             versions=versions_table(runs),

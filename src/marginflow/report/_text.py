@@ -143,15 +143,15 @@ def attack_words(spec: object) -> str:
     kind = _NAMES.get(parsed.name) or (
         f"exact ℓ{norm.get(p := options.pop('p', '?'), p)} adversary"
     )
-    parts = [kind, f"ε = {_fraction(options.pop('eps'))}"]
+    parts = [kind, f"ε = {fraction(options.pop('eps'))}"]
     if "steps" in options and "step" in options:
-        parts.append(f"{options.pop('steps')} steps of {_fraction(options.pop('step'))}")
+        parts.append(f"{options.pop('steps')} steps of {fraction(options.pop('step'))}")
     if options.pop("random", "false") == "true":
         parts.append("random start")
     return ", ".join(parts + [f"{key} {value}" for key, value in options.items()])
 
 
-def _fraction(text: str) -> str:
+def fraction(text: str) -> str:
     """0.06274509803921569 as 16/255: the paper's unit, lost in a float's repr."""
     try:
         levels = float(text) * 255

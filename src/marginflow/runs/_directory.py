@@ -43,6 +43,7 @@ _OWN = (
     "certificate",
     "tensorboard",
     "mlflow.json",
+    "bounds.json",
 )
 
 _log = logging.getLogger("marginflow")
