@@ -28,7 +28,16 @@ from marginflow.monitor._recorder import Recorder
 from marginflow.monitor._schedule import Due, Schedule
 from marginflow.monitor._strong import Strong, overfitting_of, stronger
 from marginflow.overfitting import Overfitting
-from marginflow.runs import Run, RunDirectory, provenance
+from marginflow.runs import (
+    Log,
+    Metrics,
+    Run,
+    RunDirectory,
+    Sinks,
+    check_sinks,
+    open_sinks,
+    provenance,
+)
 
 UNDECLARED = "undeclared"
 """The attack of a loop that does not say what it trains against."""
@@ -78,12 +87,15 @@ class Monitor:
             measured step on are replaced.
         force: replace the run in ``out``.
         keep_weights: keep the weights of every measurement, for statements about a path.
+        log: where measurements go beside ``metrics.jsonl``: ``tensorboard``, ``mlflow``, or any object
+            with ``write(records)`` and ``close()``.
         training: what the loop wants to say of itself for reports and verdicts: any of attack,
             batch_size, derivative, epochs, loss, lr, momentum, seed. Hypotheses about
             what is not said count as unknown.
 
     Raises:
         InputError: an argument that cannot be used.
+        MissingDependencyError: a library of ``log`` is not installed; nothing is written then.
         DataError: data that cannot be used.
         ModelError: a random network, outputs that are no tensor, or all 0.
         RunError: ``out`` is taken, or cannot be continued.
@@ -111,6 +123,7 @@ class Monitor:
         resume: bool = False,
         force: bool = False,
         keep_weights: bool = False,
+        log: Log = (),
         training: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -124,6 +137,7 @@ class Monitor:
         self.batch_size = whole("batch_size", batch_size, least=1)
         self._due = Due(schedule)
         said = declared(training)
+        sinks = check_sinks(log, out=out)
         against = stronger(self.attack) if strong == "auto" else build_attack(strong)
         self.data = whole_data if examples is None else whole_data.sample(examples, seed=seed)
         for budget in (self.attack, against):
@@ -137,7 +151,12 @@ class Monitor:
         self._recorder: Recorder | None = None
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._flagged = False
-        self.records: list[dict[str, Any]] = []
+        names = (
+            parameter_norms(self.model)
+            if self.homogeneity is None
+            else [layer.name for layer in self.homogeneity.layers]
+        )
+        self.records = Metrics(layers=list(names))
         # In a distributed loop every process calls, and one measures.
         group = torch.distributed
         self.active = not (group.is_available() and group.is_initialized() and group.get_rank() > 0)
@@ -151,9 +170,11 @@ class Monitor:
             self._recorder = Recorder(
                 out, self.config, keep_weights=keep_weights, resume=resume, force=force
             )
-            self.records = list(self._recorder.records)
+            self.records.extend(self._recorder.records)
             if self.records:
                 self._due.before = int(self.records[-1]["step"])
+        self._sinks = Sinks()
+        self._log = sinks if self.active else ()
 
     def measure(self, step: int, *, now: bool = False, **context: Any) -> dict[str, Any]:
         """Measure, if ``step`` is due on the schedule; return the latest record.
@@ -184,7 +205,12 @@ class Monitor:
             return self.records[-1] if self.records else {}
         self._pending = None
         if self._recorder is not None:
-            self.records = self._recorder.begin(step, self.records)
+            self._recorder.begin(step, self.records)
+        if self._log:
+            # Only now: a run that is continued has lost what is measured again.
+            place = None if self._recorder is None else self._recorder.directory.path
+            self._sinks = open_sinks(self._log, place, self.run.config, records=self.records)
+            self._log = ()
         with _quietly(self.model):
             found, _ = record_of(self._subject)
             if self._strong is not None:
@@ -196,6 +222,7 @@ class Monitor:
         self._raise_alarm()
         if self._recorder is not None:
             self._recorder.write(record, self.model)
+        self._sinks.write([record])
         return record
 
     def close(self) -> None:
@@ -207,6 +234,7 @@ class Monitor:
         if self._pending is not None:
             step, context = self._pending
             self.measure(step, now=True, **context)
+        self._sinks.close()
         if self._recorder is not None:
             self._recorder.close()
 

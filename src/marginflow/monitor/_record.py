@@ -14,9 +14,7 @@ from marginflow.datasets import Dataset
 from marginflow.homogeneity import Homogeneity
 from marginflow.losses import Loss
 from marginflow.margins import Margins, clean_and_adversarial
-
-QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-"""Levels at which the distribution of the margins is recorded."""
+from marginflow.runs import QUANTILES
 
 NORMALIZED = (
     "normalized_margin",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from marginflow.errors import RunError
-from marginflow.runs import RunDirectory, provenance
+from marginflow.runs import Metrics, RunDirectory, provenance
 
 _SHARE = 0.003
 """The part of the time, at most, that goes into checkpoints before the last one."""
@@ -65,19 +65,19 @@ class Recorder:
             self.directory.close()
             raise
 
-    def begin(self, step: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Before the measurement of ``step``: those of ``records`` that stay.
+    def begin(self, step: int, records: Metrics) -> None:
+        """Before the measurement of ``step``: cut off those of ``records`` that it replaces.
 
         A loop that was killed goes on from its own checkpoint, which may lie before the last
-        measurement: those of ``step`` and later ones are then cut off.
+        measurement: those of ``step`` and later ones are then measured again.
         """
         if not self._continuing:
-            return records
+            return
         self._continuing = False
         kept = [record for record in records if record["step"] < step]
         if len(kept) < len(records):
             self.directory.truncate_metrics(step - 1)
-        return kept
+            records[:] = kept
 
     def write(self, record: Mapping[str, Any], model: nn.Module) -> None:
         """Append a measurement, then save the weights it is of, or keep them."""

@@ -45,7 +45,7 @@ from marginflow.report._text import (
     number,
     run_names,
 )
-from marginflow.runs import QUANTILES, Run
+from marginflow.runs import QUANTILES, Metrics, Run
 
 _LOW, _HIGH = QUANTILES.index(0.05), QUANTILES.index(0.95)
 _MARGIN = "normalized_margin"
@@ -184,7 +184,7 @@ def _alarm(clock: Clock, runs: Sequence[Run]) -> Captioned:
     curves: list[Curve | None] = []
     for k, (weak, strong) in enumerate(pairs(runs, "as measured", "stronger")):
         # Most measurements have neither number: they are no gaps.
-        both = [record for record in runs[k].metrics if "strong_accuracy" in record]
+        both = Metrics(r for r in runs[k].metrics if "strong_accuracy" in r)
         run = dataclasses.replace(runs[k], metrics=both)
         curves.append(curve_of(clock, run, weak, value_of("sample_accuracy", 100.0), color=k))
         strength = value_of("strong_accuracy", 100.0)
