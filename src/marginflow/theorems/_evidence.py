@@ -100,6 +100,8 @@ class Evidence:
             self.config, self.declared = _foreign(self.config)
         self.attack = _attack_of(self.config, attack)
         """The attack trained against, or None."""
+        if model is None and self.declared is not None:
+            model = run.model  # no specification builds a network of another project
         self._architecture = model
         self.data = run.load_data(data, data_dir=data_dir)
 
