@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import math
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,7 +117,9 @@ def test_mlflow_has_the_measurements_and_the_settings(
     from mlflow import MlflowClient
 
     out = tmp_path / "run"
+    environment = dict(os.environ)
     mf.train("mlp:8", DATA, **SMALL, out=out, log="mlflow")
+    assert dict(os.environ) == environment
     assert mlflow_points(out) == expected(out)
     run = mlflow_run(out)
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
