@@ -75,8 +75,8 @@ def certified_margins(
     attack.check_bounds(x)
     network = _exact(model)
     with torch.no_grad():
-        outputs = network(x[:1])
-        check_labels(outputs.expand(len(x), *outputs.shape[1:]), y)
+        outputs = network(x[:2])
+        check_labels(outputs.new_empty(len(x), *outputs.shape[1:]), y)
     rho = None if homogeneity is None else homogeneity.norm_product(model)
     if method != "auto":
         found = _bounds(network, x, y, attack, method, batch_size)
