@@ -220,6 +220,14 @@ def test_auto_takes_crown_where_it_can_and_says_why_where_not() -> None:
     other = mf.certified_margins(squared, x, y, attack)
     assert other.method == "norms"
     assert "operation 'square'" in other.reason
+    # Matrices of 16,384 × 16,384 for an example are for those who ask for them.
+    large = nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(3)), nn.Flatten())
+    image = torch.rand(1, 1, 128, 128)
+    found = mf.certified_margins(
+        nn.Sequential(large, nn.Linear(128 * 128, 1)), image, y[:1], attack
+    )
+    assert found.method in ("interval", "norms")
+    assert "GiB an example" in found.reason
     with pytest.raises(ModelError, match="'square'"):
         mf.certified_margins(squared, x, y, attack, method="crown")
     # An activation at the inputs: there the library takes an ℓ2 ball for a point.
