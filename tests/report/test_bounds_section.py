@@ -24,7 +24,7 @@ DATA = "digits:3,8,n=60"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs with bounds at two ε and at one."""
     root = tmp_path_factory.mktemp("runs")
-    for name, attacks in (("a", ("fgsm:eps=1/255", "fgsm:eps=16/255")), ("b", ("fgm:eps=0.05",))):
+    for name, attacks in (("a", ("fgsm:eps=0.0001", "fgsm:eps=16/255")), ("b", ("fgm:eps=0.05",))):
         mf.train("mlp:6", DATA, attack=attacks[0], lr=0.1, epochs=4, out=root / name)
         options = [word for attack in attacks for word in ("--attack", attack)]
         assert main(["measure", str(root / name), "--certified", "norms", *options]) == 0
@@ -39,15 +39,20 @@ def test_the_sentence_the_table_and_the_curves(folder: Path) -> None:
     small, large = kept["sandwiches"]
     (sentence,) = made.sentences
     assert sentence.startswith("Of the 60 training examples, so many stay rightly classified")
-    for s in (small, large):
-        assert (
-            f"between {format_percent(s['certified_accuracy'])} (certified by the layers’ norms) "
-            f"and {format_percent(s['adversarial_accuracy'])} (left by FGSM)"
-        ) in sentence
+    assert small["certified_accuracy"] == small["adversarial_accuracy"]
+    assert large["certified_accuracy"] < large["adversarial_accuracy"]
+    low, high = (
+        format_percent(large[key]) for key in ("certified_accuracy", "adversarial_accuracy")
+    )
+    assert (
+        f"ε = 16/255 between {low} (certified by the layers’ norms) and {high} (left by FGSM)."
+    ) in sentence
+    same = format_percent(small["certified_accuracy"])
+    assert f"ε = 0.0001 exactly {same} (certified by the layers’ norms, left by FGSM);" in sentence
     assert sentence.endswith(
         f"Without a perturbation it is {format_percent(kept['clean_accuracy'])}."
     )
-    assert list(made.table.header) == ["", "ℓ∞, ε = 1/255", "ℓ∞, ε = 16/255"]
+    assert list(made.table.header) == ["", "ℓ∞, ε = 0.0001", "ℓ∞, ε = 16/255"]
     rows = {row[0]: row[1:] for row in made.table.rows}
     assert rows["certified accuracy"] == [
         format_percent(s["certified_accuracy"]) for s in (small, large)
@@ -55,7 +60,7 @@ def test_the_sentence_the_table_and_the_curves(folder: Path) -> None:
     assert rows["seed"] == ["0", "0"]
     assert made.curves is not None
     attacked, certified = made.curves.panel.curves
-    assert list(certified.x) == [1 / 255, 16 / 255]
+    assert list(certified.x) == [0.0001, 16 / 255]
     assert list(certified.y) == [s["certified_accuracy"] for s in (small, large)]
     assert list(attacked.y) == [s["adversarial_accuracy"] for s in (small, large)]
     assert certified.dashed
