@@ -29,9 +29,11 @@ from marginflow.norms import as_exponent
 _PACKAGE = "adversarial-robustness-toolbox"
 _OWN_NORM = {
     **dict.fromkeys(("CarliniL2Method", "DeepFool", "NewtonFool"), 2.0),
-    "CarliniLInfMethod": math.inf,
+    **dict.fromkeys(("BasicIterativeMethod", "CarliniLInfMethod"), math.inf),
 }
-_WITHOUT_DRAWS = frozenset({"CarliniL2Method", "CarliniLInfMethod", "DeepFool", "NewtonFool"})
+_WITHOUT_DRAWS = frozenset(
+    {"BasicIterativeMethod", "CarliniL2Method", "CarliniLInfMethod", "DeepFool", "NewtonFool"}
+)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -69,8 +71,9 @@ def from_art(
         attack = mf.attacks.from_art("ProjectedGradientDescent", eps=8/255, eps_step=2/255, max_iter=20)
         attack = mf.attacks.from_art(art.attacks.evasion.FastGradientMethod, eps=1.5, norm=2)
 
-    ART computes in float32. Attacks that seek the smallest perturbation are clipped to ε. Other promises
-    as for :class:`ForeignAttack`.
+    ART computes in float32. Its BoundaryAttack, BrendelBethge and HopSkipJump take seeds of the operating
+    system, so these alone differ from call to call. Attacks that seek the smallest perturbation are
+    clipped to ε. Other promises as for :class:`ForeignAttack`.
 
     Args:
         attack: a class of ``art.attacks.evasion``, the name of one, or a function of the estimator that

@@ -36,9 +36,9 @@ class ForeignAttack(Attack):
     The library's perturbation is projected on the ball and clamped to the bounds. The library sees
     at least two logits (:class:`TwoLogits`) and labels 0 … C − 1. Its random numbers come from a
     seed drawn from the caller's generator, and the global random states of PyTorch, NumPy and
-    Python are put back, as are the parameters' ``requires_grad`` and ``.grad``, on which no gradient
-    is accumulated meanwhile. ``derivative="total"`` is refused: nothing here is differentiated
-    through.
+    Python are put back, as are modes, buffers and the parameters' ``requires_grad`` and ``.grad``, on
+    which no gradient is accumulated meanwhile. ``derivative="total"`` is refused: nothing here is
+    differentiated through.
 
     Attributes:
         title: the name of the attack in its library.
@@ -118,7 +118,10 @@ class ForeignAttack(Attack):
     def _guarded(self, victim: nn.Module, x: Tensor, labels: Tensor, classes: int) -> Tensor:
         """``x + δ`` of the library, whose own errors say which attack it was."""
         try:
-            moved = self._adversarial(victim, x, labels, classes)
+            with warnings.catch_warnings():
+                # Of what NumPy and others deprecate in the libraries' code.
+                warnings.simplefilter("ignore")
+                moved = self._adversarial(victim, x, labels, classes)
         except (MarginflowError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -157,6 +160,9 @@ def left_as_found(model: nn.Module, device: torch.device, seed: int) -> Iterator
     """Random numbers from ``seed`` and no gradients of parameters inside; all as it was after."""
     leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]
     kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in leaves]
+    modes = [(module, module.training) for module in model.modules()]
+    # Running means move where a library switches to training mode.
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = list(range(torch.cuda.device_count())) if started else []
@@ -175,6 +181,12 @@ def left_as_found(model: nn.Module, device: torch.device, seed: int) -> Iterator
     finally:
         np.random.set_state(of_numpy)  # noqa: NPY002
         random.setstate(of_python)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
         for parameter, wanted, gradient in kept:
             parameter.requires_grad_(wanted)
             parameter.grad = gradient

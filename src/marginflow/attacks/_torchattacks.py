@@ -40,6 +40,9 @@ _WITHOUT_DRAWS = frozenset(
     }
 )
 
+_FLOAT32 = frozenset({"EADEN", "EADL1", "FAB"})
+"""Attacks that compute in float32 whatever they are given."""
+
 
 @dataclass(frozen=True, eq=False, init=False)
 class TorchattacksAttack(ForeignAttack):
@@ -54,6 +57,9 @@ class TorchattacksAttack(ForeignAttack):
 
     def _adversarial(self, victim: nn.Module, x: Tensor, labels: Tensor, classes: int) -> Tensor:
         seen = Layout(victim, x.shape[1:], x)
+        images = seen.to_image(x)
+        if self.title in _FLOAT32:
+            images = images.float()
         given = dict(self.options)
         known = signature(self.make)
         if "n_classes" in known:
@@ -63,7 +69,7 @@ class TorchattacksAttack(ForeignAttack):
             given.setdefault("seed", torch.initial_seed() % 2**31)
         made = _made(self.make, seen, self.eps, given)
         made.set_device(x.device)
-        return seen.from_image(made(seen.to_image(x), labels).detach())
+        return seen.from_image(made(images, labels).detach())
 
 
 def from_torchattacks(
