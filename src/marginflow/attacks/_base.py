@@ -66,6 +66,9 @@ class Attack(ABC):
     """Whether δ minimises the margin exactly. Then ``detached`` and ``total`` agree (Danskin) for every
     loss of the margin, which cross-entropy of several classes is not."""
 
+    differentiable: ClassVar[bool] = True
+    """Whether ``derivative="total"`` is offered."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", real("eps", self.eps, least=0.0))
         object.__setattr__(self, "p", as_exponent(self.p))

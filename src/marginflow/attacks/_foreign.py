@@ -10,7 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class ForeignAttack(Attack):
         sayable: whether a specification string builds it again.
         draws: whether it draws random numbers.
     """
+
+    differentiable: ClassVar[bool] = False
 
     title: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +87,9 @@ class ForeignAttack(Attack):
         return f"{self.name}:{self.title},{said}"
 
     def _said(self) -> dict[str, str]:
-        said = {key: _say(value) for key, value in self.options.items() if value is not None}
+        said = {
+            key: _say(value) for key, value in sorted(self.options.items()) if value is not None
+        }
         said["eps"] = repr(self.eps)
         if self._own_p() != self.p:
             said["p"] = "inf" if math.isinf(self.p) else repr(self.p)
