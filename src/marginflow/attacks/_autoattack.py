@@ -26,7 +26,7 @@ class AutoAttack(ForeignAttack):
     about examples that are still classified rightly. :meth:`parts` says what is run:
 
     * ``apgd-margin``: APGD on the margin itself, on all examples. It is not in the original; here it makes
-      the margins as small as PGD's, also where no example changes its class, and it takes the place of
+      the margins about as small as PGD's, also of examples that keep their class, and it takes the place of
       the DLR loss where there is none;
     * ``apgd-ce``: APGD on the cross-entropy;
     * ``apgd-t``: APGD on the targeted DLR loss ``−(z_y − z_t)/(z_1 − (z_3 + z_4)/2)``, for each other
