@@ -307,3 +307,25 @@ def test_nothing_of_the_bridge_is_left() -> None:
         mf.certified_margins(
             nn.Linear(4, 1), torch.ones(2, 4), torch.ones(2), mf.attacks.FGSM(0.1), method="crown"
         )
+
+
+def test_patches_that_release_0_3_cannot_carry_are_matrices() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 2, 2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).double()
+    x, y = draw(0, 8, 2, 6, 6).sigmoid(), torch.arange(8) % 3
+    attack = mf.attacks.PGD("linf", 0.03, steps=30)
+    crown, interval = (
+        mf.certified_margins(model, x, y, attack, method=name).values for name in METHODS[:2]
+    )
+    attacked = mf.adversarial_margins(model, x, y, attack, normalize=False).values
+    assert bool((interval <= crown).all())
+    assert bool((crown <= attacked).all())
+    assert float((attacked - crown).median()) < 0.3 * float((attacked - interval).median())
