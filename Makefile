@@ -48,6 +48,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(EXTRAS)/.installed: pyproject.toml constraints.txt constraints-extras.txt
 	$(PYTHON) -m venv --clear $(EXTRAS)
 	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt torch --editable '.[dev,attack-libraries,browser]'
+	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt --no-deps auto-LiRPA appdirs pyyaml ninja tqdm
 	touch $@
 
 # torchattacks pins a requests that mlflow refuses: the two cannot share an environment.

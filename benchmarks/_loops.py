@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import marginflow as mf
+from marginflow.attacks import TwoLogits
 from marginflow.engine import Engine, EngineName, FusedEngine, PerturbationPrecision
 from marginflow.engine import build as build_engine
-from marginflow.experiments.libraries import TwoLogits
 from marginflow.losses import get_loss
 from marginflow.training import Callback, Trainer
 

@@ -32,8 +32,9 @@ def optional(
 def unknown(kind: str, name: str, valid: Iterable[str]) -> SpecificationError:
     """The error for an unknown name, with the nearest valid one."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lowered = {valid_name.lower(): valid_name for valid_name in names}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
+    hint = f"; did you mean {lowered[near[0]]!r}?" if near else ""
     return SpecificationError(f"unknown {kind} {name!r}{hint} (valid: {', '.join(names)})")
 
 

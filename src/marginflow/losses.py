@@ -41,8 +41,8 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
         if not bool(((y == 1) | (y == -1)).all()):
             raise DataError(
                 "labels: expected −1 and +1 for a network with one output, got "
-                f"{sorted(set(y.tolist()))[:10]}; choose two classes, or give the network one "
-                "output per class and use cross-entropy"
+                f"{sorted(set(y.tolist()))[:10]}; for labels 0 and 1 write 2*y - 1; else "
+                "choose two classes, or give the network one output per class and use cross-entropy"
             )
         return True
     if y.dtype != torch.int64:

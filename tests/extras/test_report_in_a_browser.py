@@ -115,7 +115,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A pair of training runs on images with their certificates, a deep linear run with its verdicts."""
+    """A pair of training runs on images with certificates and bounds, a deep linear run with its verdicts."""
     root = tmp_path_factory.mktemp("runs")
     for name, attack in (("fgsm", "fgsm:eps=0.1"), ("standard", "none")):
         mf.train(
@@ -128,6 +128,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             out=root / name,
         )
         assert main(["certify", str(root / name), "--fitted-only"]) == 0
+        bounded = ["measure", str(root / name), "--certified", "auto"]
+        assert main([*bounded, "--attack", "fgsm:eps=0.02", "--attack", "fgsm:eps=0.1"]) == 0
     mf.train(
         "deep-linear:5,4",
         "separable:n=20,d=6,margin=0.3",

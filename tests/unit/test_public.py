@@ -65,8 +65,10 @@ PACKAGES = {
         "steepest_step",
     ],
     "attacks": [
-        *("FGM", "FGSM", "PGD", "Attack", "Derivative", "ExactLinear", "FiniteSet"),
-        *("Perturbation", "Query", "build", "check_budget"),
+        *("FGM", "FGSM", "PGD", "Attack", "AutoAttack", "Derivative", "ExactLinear", "FiniteSet"),
+        *("Perturbation", "Query", "TwoLogits", "build", "check_budget", "from_art"),
+        *("from_foolbox", "from_torchattacks", "to_art", "to_art_attack", "to_foolbox"),
+        *("to_foolbox_model", "to_torchattacks"),
     ],
     "certified": [
         *("INSTALL", "METHODS", "CertifiedMargins", "Method", "certified_margins", "check_attack"),

@@ -6,11 +6,12 @@ pixel bounds, the count of dead inputs, and a model left as it was found.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -67,19 +68,14 @@ class Attack(ABC):
     """Whether δ minimises the margin exactly. Then ``detached`` and ``total`` agree (Danskin) for every
     loss of the margin, which cross-entropy of several classes is not."""
 
+    differentiable: ClassVar[bool] = True
+    """Whether ``derivative="total"`` is offered."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", real("eps", self.eps, least=0.0))
         object.__setattr__(self, "p", as_exponent(self.p))
         choice("objective", self.objective, ("margin", "loss"))
-        if self.bounds is not None:
-            try:
-                low, high = self.bounds
-            except (TypeError, ValueError):
-                raise InputError(f"bounds: expected (low, high), got {self.bounds!r}") from None
-            low, high = real("bounds", low), real("bounds", high)
-            if not low < high:
-                raise InputError(f"bounds: expected low < high, got {low:g} and {high:g}")
-            object.__setattr__(self, "bounds", (low, high))
+        object.__setattr__(self, "bounds", as_bounds(self.bounds))
 
     @property
     def scale_invariant(self) -> bool:
@@ -108,6 +104,27 @@ class Attack(ABC):
 
     def __str__(self) -> str:
         return self.spec
+
+    def with_eps(self, eps: float) -> Self:
+        """The same attack with another budget ε.
+
+        Raises:
+            InputError: ε negative or not finite.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "eps", real("eps", eps, least=0.0))
+        return other
+
+    @final
+    def with_bounds(self, bounds: tuple[float, float] | None) -> Self:
+        """The same attack with other bounds.
+
+        Raises:
+            InputError: bounds that are no interval.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "bounds", as_bounds(bounds))
+        return other
 
     @final
     def __call__(
@@ -265,6 +282,24 @@ class Query:
                 "the model's outputs do not depend on its inputs; there is nothing to attack"
             )
         return gradient
+
+
+def as_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """(low, high) as floats, or None.
+
+    Raises:
+        InputError: anything else.
+    """
+    if bounds is None:
+        return None
+    try:
+        low, high = bounds
+    except (TypeError, ValueError):
+        raise InputError(f"bounds: expected (low, high), got {bounds!r}") from None
+    low, high = real("bounds", low), real("bounds", high)
+    if not low < high:
+        raise InputError(f"bounds: expected low < high, got {low:g} and {high:g}")
+    return low, high
 
 
 def is_zero(g: Tensor) -> Tensor:

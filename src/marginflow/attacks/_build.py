@@ -13,9 +13,13 @@ import torch
 
 from marginflow._checks import unknown
 from marginflow._specs import Spec, flag, integer, interval, number, parse, word
+from marginflow.attacks._art import build_art
+from marginflow.attacks._autoattack import AutoAttack
 from marginflow.attacks._base import Attack, describe_norm
 from marginflow.attacks._exact import ExactLinear, FiniteSet
+from marginflow.attacks._foolbox import build_foolbox
 from marginflow.attacks._gradient import FGM, FGSM, PGD
+from marginflow.attacks._torchattacks import build_torchattacks
 from marginflow.errors import InputError, SpecificationError
 
 _COMMON: dict[str, Callable[[str, str], Any]] = {
@@ -32,17 +36,27 @@ def build(spec: str | Attack | None) -> Attack | None:
     ``pgd-l2:…,random=true``, ``exact-linear:p=2,eps=0.05``, ``finite-set:deltas.npy``; all but the last two
     also take ``bounds=0..1`` and ``objective=loss``.
 
+    Of other libraries, by the names and options of their classes: ``foolbox:LinfPGD,eps=8/255,steps=20``,
+    ``torchattacks:PGDL2,eps=1.5,alpha=0.375``, ``art:FastGradientMethod,eps=1.5,norm=2``, and
+    ``autoattack-linf:eps=8/255``. They also take ``p=…`` and ``bounds=…``, by default 0..1.
+
     Raises:
         SpecificationError: malformed, an unknown name or option (the nearest is given),
             a missing ``eps``.
         InputError: a number out of range, a file that cannot be read.
+        MissingDependencyError: the library of the attack is not installed.
     """
     if spec is None or isinstance(spec, Attack):
         return spec
     parsed = parse(spec, "attack")
+    if any(parsed.name.startswith(f"{kind}(") for kind in _NAMED):
+        raise SpecificationError(
+            f"attack {spec!r}: this describes an attack that no string builds; "
+            "give the attack itself, as attack=…"
+        )
     if parsed.name not in _KINDS:
         raise unknown("attack", parsed.name, _KINDS)
-    if parsed.args and parsed.name != "finite-set":
+    if parsed.args and parsed.name not in _NAMED:
         raise SpecificationError(
             f"attack {spec!r}: {parsed.args[0]!r} has no name; write eps={parsed.args[0]}"
         )
@@ -117,17 +131,60 @@ def _finite_set(spec: Spec) -> Attack:
     return FiniteSet(torch.as_tensor(deltas.astype(np.float64)))
 
 
+def _foreign(make: Callable[..., Attack]) -> Callable[[Spec], Attack]:
+    def made(spec: Spec) -> Attack:
+        example = f"{spec.name}:NAME,eps=8/255"
+        if len(spec.args) != 1:
+            raise SpecificationError(
+                f"attack {spec.text!r}: expected the name of one attack first, as in {example}"
+            )
+        texts = dict(spec.options)
+        common: dict[str, Any] = {}
+        for key, read in (("eps", number), ("p", word), ("bounds", _bounds)):
+            if key in texts:
+                common[key] = read(texts.pop(key), f"{spec.text!r}: {key}")
+        if "eps" not in common:
+            raise SpecificationError(f"attack {spec.text!r}: expected eps=…, as in {example}")
+        return make(spec.args[0], texts, repr(spec.text), **common)
+
+    return made
+
+
+def _autoattack(norm: str) -> Callable[[Spec], Attack]:
+    def make(spec: Spec) -> Attack:
+        known = {"eps": number, "steps": integer, "queries": integer, "bounds": _bounds}
+        options = spec.parsed(known)
+        if "eps" not in options:
+            raise SpecificationError(
+                f"attack {spec.text!r}: expected eps=…, as in {spec.name}:eps=8/255"
+            )
+        return AutoAttack(norm, **options)
+
+    return make
+
+
+def _bounds(value: str, where: str) -> tuple[float, float] | None:
+    return None if value.lower() == "none" else interval(value, where)
+
+
 def _none(spec: Spec) -> Attack | None:
     spec.parsed({})
     return None
 
 
 _KINDS: dict[str, Callable[[Spec], Attack | None]] = {
+    "art": _foreign(build_art),
+    "autoattack-l2": _autoattack("l2"),
+    "autoattack-linf": _autoattack("linf"),
     "exact-linear": _exact_linear,
     "fgm": lambda spec: FGM(**_options(spec)),
     "fgsm": lambda spec: FGSM(**_options(spec)),
     "finite-set": _finite_set,
+    "foolbox": _foreign(build_foolbox),
     "none": _none,
     "pgd-l2": _pgd("l2"),
     "pgd-linf": _pgd("linf"),
+    "torchattacks": _foreign(build_torchattacks),
 }
+_NAMED = frozenset({"art", "finite-set", "foolbox", "torchattacks"})
+"""Kinds whose first argument is a name; some of them are described as ``kind(…)``, which builds none."""

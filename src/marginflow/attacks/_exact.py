@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -116,6 +116,18 @@ class FiniteSet(Attack):
         content = self.deltas.double().cpu().contiguous().numpy().tobytes()
         digest = hashlib.sha256(content).hexdigest()[:16]
         return f"finite-set({len(self.deltas)} perturbations, eps={self.eps!r}, sha256={digest})"
+
+    def with_eps(self, eps: float) -> Self:
+        """Refused: ε is the longest of the set.
+
+        Raises:
+            InputError: another ε.
+        """
+        if eps != self.eps:
+            raise InputError(
+                f"FiniteSet: expected its own eps={self.eps:g}, got {eps:g}; make another set"
+            )
+        return self
 
     def _perturb(self, query: Query, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         x = query.x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -131,6 +131,15 @@ class PGD(Attack):
     def spec(self) -> str:
         """The specification string that builds this attack again."""
         return f"pgd-{norm_name(self.p)}" + super().spec.removeprefix(self.name)
+
+    def with_eps(self, eps: float) -> Self:
+        """The same attack with another budget ε; its steps are the same part of it."""
+        other = super().with_eps(eps)
+        if self.eps > 0:
+            object.__setattr__(other, "step_size", self.step_size * (other.eps / self.eps))
+        else:
+            object.__setattr__(other, "step_size", 2.5 * other.eps / self.steps)
+        return other
 
     def start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """δ⁰, shape of x: 0, or uniform in the ball and then inside the bounds."""

@@ -15,7 +15,7 @@ from marginflow.certified import _library
 from marginflow.certified._lirpa import LirpaBounds, LirpaMethod
 from marginflow.certified._norms import NormBounds
 from marginflow.certified._result import METHODS, CertifiedMargins, Method
-from marginflow.errors import DataError, InputError, ModelError
+from marginflow.errors import DataError, InputError, MissingDependencyError, ModelError
 from marginflow.homogeneity import Homogeneity
 from marginflow.losses import check_labels
 
@@ -23,7 +23,10 @@ _MEMORY = 2**28
 _COPIES = 4  # of the largest matrix, in a pass
 _MOST = 256
 
-_Bound = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+_AFFORDABLE = 2**26  # entries
+
+_Bounds = tuple[Tensor, Tensor, Tensor]
+_Bound = Callable[[Tensor, Tensor], _Bounds]
 
 
 def certified_margins(
@@ -50,9 +53,10 @@ def certified_margins(
         attack: gives the norm p, the budget ε and the bounds.
         method: ``interval`` (bounds of every unit, one after the other) and ``crown`` (linear bounds, the
             tighter of the two for every example) by auto-LiRPA; ``norms`` (clean margin less ε times a
-            product of layer norms) without it; ``auto``: the first of crown, interval, norms that is there
-            and takes the model.
-        batch_size: examples per pass; by default so many as need about 256 MiB.
+            product of layer norms) without it; ``auto``: crown where it is there, takes the model and is
+            affordable, else the higher of the other two.
+        batch_size: examples per pass; by default so many as need about 256 MiB, at least one:
+            CROWN on a convolutional network can take gigabytes for one.
         homogeneity: the measured layers, for normalised bounds.
 
     Raises:
@@ -75,26 +79,38 @@ def certified_margins(
     attack.check_bounds(x)
     network = _exact(model)
     with torch.no_grad():
-        outputs = network(x[:1])
-        check_labels(outputs.expand(len(x), *outputs.shape[1:]), y)
+        outputs = network(x[:2])
+        check_labels(outputs.new_empty(len(x), *outputs.shape[1:]), y)
     rho = None if homogeneity is None else homogeneity.norm_product(model)
-    if method != "auto":
-        found = _bounds(network, x, y, attack, method, batch_size)
-        return CertifiedMargins(*found, method, "", attack.p, attack.eps, rho)
-    missing = f"auto-LiRPA is not installed: {_library.INSTALL}"
-    methods: tuple[Method, ...] = ("crown", "interval", "norms")
+    if method == "auto":
+        name, reason, found = _best(network, x, y, attack, batch_size)
+    else:
+        name, reason, found = method, "", _bounds(network, x, y, attack, method, batch_size)
+    return CertifiedMargins(*found, name, reason, attack.p, attack.eps, rho)
+
+
+def _best(
+    network: nn.Module, x: Tensor, y: Tensor, attack: Attack, batch_size: int | None
+) -> tuple[str, str, _Bounds]:
+    """CROWN where it is there, takes the network and is affordable; else the higher of the others."""
     reasons = []
+    found: dict[str, _Bounds] = {}
+    methods: tuple[Method, ...] = ("crown", "interval", "norms")
     if not _library.is_installed():
-        methods, reasons = ("norms",), [missing]
-    for tried in methods:
+        methods, reasons = ("norms",), [f"auto-LiRPA is not installed: {_library.INSTALL}"]
+    for method in methods:
         try:
-            found = _bounds(network, x, y, attack, tried, batch_size)
-        except ModelError as error:
+            found[method] = _bounds(network, x, y, attack, method, batch_size, _AFFORDABLE)
+        except (ModelError, MissingDependencyError) as error:
             reasons.append(str(error))
-            continue
-        reason = "; ".join(dict.fromkeys(reasons)) or "auto-LiRPA takes this model"
-        return CertifiedMargins(*found, tried, reason, attack.p, attack.eps, rho)
-    raise ModelError("; ".join(dict.fromkeys(reasons)))
+        if "crown" in found:
+            return "crown", "auto-LiRPA takes this model", found["crown"]
+    if not found:
+        raise ModelError("; ".join(dict.fromkeys(reasons)))
+    name = max(found, key=lambda method: float(found[method][0].median()))
+    if len(found) > 1:
+        reasons.append("of intervals and norms these bounds are the higher ones")
+    return name, "; ".join(dict.fromkeys(reasons)), found[name]
 
 
 def check_attack(attack: Attack | None, method: Method = "auto") -> None:
@@ -123,8 +139,13 @@ def _bounds(
     attack: Attack,
     method: Method,
     batch_size: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """c_i, its rounding and that of a plain evaluation, by one method."""
+    most: int | None = None,
+) -> _Bounds:
+    """c_i, its rounding and that of a plain evaluation, by one method.
+
+    Raises:
+        ModelError: also where CROWN needs a matrix of over ``most`` entries for an example.
+    """
     if method == "norms":
         size = batch_size or 4 * _MOST
         bound: _Bound = NormBounds(network, attack.p, attack.eps)
@@ -136,7 +157,13 @@ def _bounds(
             return LirpaBounds(network, x[:count], attack.p, attack.eps, attack.bounds, kind)
 
         bound = make(1)
-        size = size if batch_size else min(size, _fitting(bound.counts.sizes))
+        entries = _entries(bound.counts.sizes)
+        if most is not None and kind == "crown" and entries > most:
+            raise ModelError(
+                f"CROWN would take about {entries * 8 * _COPIES / 2**30:.0f} GiB an example if nothing "
+                "in it were sparse; ask for it by name: crown"
+            )
+        size = size if batch_size else max(1, min(size, _MEMORY // (8 * _COPIES * entries)))
         bound = make(size)
     with torch.no_grad():
         starts = range(0, len(x), size)
@@ -145,14 +172,13 @@ def _bounds(
     return values, rounding, evaluation
 
 
-def _fitting(sizes: list[int]) -> int:
-    """How many examples fit in memory.
+def _entries(sizes: list[int]) -> int:
+    """Of the largest matrix that CROWN keeps for an example.
 
     The bounds of a layer's units are carried back through all layers below it: a matrix of its units times
-    their widest, for each example. The first layer's are bounded directly.
+    their widest. The first layer's are bounded directly.
     """
-    entries = max((sizes[k] * max(sizes[:k]) for k in range(2, len(sizes))), default=sizes[0])
-    return max(1, min(_MOST, _MEMORY // (8 * _COPIES * entries)))
+    return max((sizes[k] * max(sizes[:k]) for k in range(2, len(sizes))), default=sizes[0])
 
 
 def _exact(model: nn.Module) -> nn.Module:

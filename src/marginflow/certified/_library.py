@@ -51,8 +51,17 @@ def load() -> Any:
         raise MissingDependencyError(str(error.name), purpose, command=INSTALL) from error
 
 
-def bounded_module(library: Any, model: torch.nn.Module, x: torch.Tensor) -> Any:
-    """The library's form of a network, read off a pass over x."""
+def bounded_module(
+    library: Any, model: torch.nn.Module, x: torch.Tensor, *, patches: bool = True
+) -> Any:
+    """The library's form of a network, read off a pass over x.
+
+    Args:
+        library: the module ``auto_LiRPA``.
+        model: the network.
+        x: inputs.
+        patches: keep convolutions' linear bounds as patches, or as whole matrices.
+    """
 
     class Bounded(library.BoundedModule):  # type: ignore[misc]
         # PyTorch 2 passes `remove_duplicate`, which the release's own method does not take.
@@ -60,7 +69,8 @@ def bounded_module(library: Any, model: torch.nn.Module, x: torch.Tensor) -> Any
             return super()._named_members(*args, **rest)
 
     with computing():
-        return (Bounded if _is_old() else library.BoundedModule)(model, x)
+        options = {"conv_mode": "patches" if patches else "matrix"}
+        return (Bounded if _is_old() else library.BoundedModule)(model, x, bound_opts=options)
 
 
 @contextlib.contextmanager

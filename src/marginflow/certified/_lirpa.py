@@ -73,7 +73,7 @@ class LirpaBounds:
             )
         self.p = p
         self._shape = x.shape
-        self._bounded = self._ask(lambda: _library.bounded_module(self._library, self._model, x))
+        self._read(x, patches=True)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lower bounds of m_i on the ball, the rounding in them and in m_i itself, (n,) each.
@@ -88,7 +88,14 @@ class LirpaBounds:
             x = torch.cat([x, x[-1:].expand(spare, *x.shape[1:])])
             y = torch.cat([y, y[-1:].expand(spare)])
         C = self._differences(y)
-        found = self._ask(lambda: self._bounds(x, C))
+        try:
+            found = self._ask(lambda: self._bounds(x, C))
+        except ModelError:
+            if not self._patches or not self.counts.convolutions:
+                raise
+            # Release 0.3 cannot carry patches through some max-pools; matrices it can.
+            self._read(x, patches=False)
+            found = self._ask(lambda: self._bounds(x, C))
         sizes, counts = measure(self._model, x, self.eps)
         share = 3.0 ** (counts.kinks + 1) * (2 * counts.terms + 32 * (counts.kinks + 1)) * _UNIT
         sizes = (C.abs() @ sizes.unsqueeze(2)).squeeze(2)
@@ -98,6 +105,12 @@ class LirpaBounds:
         there = sizes.gather(1, worst.unsqueeze(1)).squeeze(1)[:n]
         plain = (counts.terms + 4) * _UNIT * sizes.amax(dim=1)[:n]
         return least[:n], share * there, plain
+
+    def _read(self, x: Tensor, *, patches: bool) -> None:
+        self._patches = patches
+        self._bounded = self._ask(
+            lambda: _library.bounded_module(self._library, self._model, x, patches=patches)
+        )
 
     def _differences(self, y: Tensor) -> Tensor:
         """C with ``C f`` the margins against each other class: (n, C − 1, C), or (n, 1, 1)."""

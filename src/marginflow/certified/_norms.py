@@ -108,7 +108,8 @@ class NormBounds:
         found = {}
         for r in {*_NORMS, self.p}:
             power = max(0.0, 1 / r - 1 / self.p)
-            found[r] = torch.full((len(x),), self.eps * features**power * (1 + 8 * _UNIT)).to(x)
+            largest = self.eps * features**power * (1 + 8 * _UNIT)
+            found[r] = x.new_full((len(x),), largest)
         return found
 
     def _falls(self, reach: dict[float, Tensor], outputs: int, n: int) -> Tensor:

@@ -89,16 +89,11 @@ class Operator:
 def of_matrix(W: Tensor) -> Operator:
     """The operator of a matrix (out, in)."""
     size = W.abs()
-
-    def spectral() -> float:
-        # LAPACK's singular values are those of a matrix that differs by a few units per entry.
-        return float(torch.linalg.matrix_norm(W, 2)) * (1 + 64 * max(W.shape) * _UNIT)
-
     return Operator(
         lambda z, q: F.linear(z, size**q),
         float(size.max()),
         W.shape[1:],
-        spectral=spectral if W.numel() <= _DENSE else None,
+        spectral=(lambda: _spectral_of_matrix(W)) if W.numel() <= _DENSE else None,
         terms=W.shape[1],
     )
 
@@ -109,13 +104,26 @@ def of_convolution(module: nn.Conv1d | nn.Conv2d, shape: Sequence[int]) -> Opera
     size = K.abs()
     convolve: Callable[..., Tensor] = F.conv1d if K.ndim == 3 else F.conv2d
     rest = (module.stride, module.padding, module.dilation, module.groups)
+
+    def spectral() -> float:
+        inputs = math.prod(shape)
+        if inputs * convolve(K.new_zeros(1, *shape), K, None, *rest).numel() > _DENSE // 4:
+            return _spectral_of_kernel(module, shape)
+        unit = torch.eye(inputs, dtype=K.dtype).reshape(-1, *shape)
+        return _spectral_of_matrix(convolve(unit, K, None, *rest).flatten(1))
+
     return Operator(
         lambda z, q: convolve(z, size**q, None, *rest),
         float(size.max()),
         shape,
-        spectral=lambda: _spectral_of_kernel(module, shape),
+        spectral=spectral,
         terms=K[0].numel(),
     )
+
+
+def _spectral_of_matrix(W: Tensor) -> float:
+    # LAPACK's singular values are those of a matrix that differs by a few units per entry.
+    return float(torch.linalg.matrix_norm(W, 2)) * (1 + 64 * max(W.shape) * _UNIT)
 
 
 def _spectral_of_kernel(module: nn.Conv1d | nn.Conv2d, shape: Sequence[int]) -> float:

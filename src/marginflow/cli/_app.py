@@ -9,7 +9,18 @@ import typer
 
 from marginflow.cli._export import export
 from marginflow.cli._maximize_command import maximize
-from marginflow.cli._options import ATTACK, DATA, DATA_DIR, DEVICE, FLOW_DATA, LOG, MODEL, THREADS
+from marginflow.cli._options import (
+    ATTACK,
+    DATA,
+    DATA_DIR,
+    DEVICE,
+    FLOW_DATA,
+    LOG,
+    MODEL,
+    OWN_DATA,
+    OWN_MODEL,
+    THREADS,
+)
 
 app = typer.Typer(
     name="marginflow",
@@ -255,10 +266,18 @@ app.command(
     "--attack fgm:eps=0.5"
 )
 def measure(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run directory, or weights: a .safetensors file, a state dict.")
+    ],
     attack: Annotated[
         list[str] | None,
         typer.Option(help="Attack to measure with (repeatable); by default the run's own."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Of weights or a model of your own: mlp:256,32, package.module:function."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
@@ -281,6 +300,7 @@ def measure(
     run_measurement(
         run,
         attacks=attack or [],
+        model_spec=model,
         data_spec=data,
         data_dir=data_dir,
         split=split,
@@ -341,6 +361,8 @@ def verify(
         str | None,
         typer.Option(help="The run's own attack, if it is a finite set: finite-set:FILE.npy."),
     ] = None,
+    model: Annotated[str | None, typer.Option(help=OWN_MODEL)] = None,
+    data: Annotated[str | None, typer.Option(help=OWN_DATA)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -351,7 +373,11 @@ def verify(
     """
     from marginflow.cli._verify import run_verification
 
-    raise typer.Exit(run_verification(run, attack=attack, data_dir=data_dir, as_json=json))
+    raise typer.Exit(
+        run_verification(
+            run, attack=attack, model=model, data=data, data_dir=data_dir, as_json=json
+        )
+    )
 
 
 @app.command(epilog="Example: marginflow certify runs/fgsm --attack fgsm:eps=0.1 --tau 2")
@@ -375,6 +401,8 @@ def certify(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    model: Annotated[str | None, typer.Option(help=OWN_MODEL)] = None,
+    data: Annotated[str | None, typer.Option(help=OWN_DATA)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     fitted_only: Annotated[
         bool,
@@ -411,6 +439,8 @@ def certify(
             "derivative": derivative,
             "loss": loss,
             "split": split,
+            "model": model,
+            "data": data,
             "data_dir": data_dir,
             "fitted_only": fitted_only,
             "nearest": nearest,

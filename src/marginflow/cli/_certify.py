@@ -32,13 +32,20 @@ def run_certification(
     """Certify the run's network, print what was found, and keep it in the run directory."""
     import torch
 
+    from marginflow.cli._subject import own_parts
     from marginflow.kkt import certify_run
 
     if threads is not None:
         torch.set_num_threads(whole("--threads", threads, least=1))
     if options["nearest"]:
         print(_COST, file=sys.stderr)
-    found = certify_run(path, memory=whole("--memory", memory, least=1) * 2**20, **options)
+    rest = dict(options)
+    data, network = own_parts(
+        path, model=rest.pop("model"), data=rest.pop("data"), data_dir=rest["data_dir"]
+    )
+    found = certify_run(
+        path, data, model=network, memory=whole("--memory", memory, least=1) * 2**20, **rest
+    )
     written = found.save(path)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False, allow_nan=False))

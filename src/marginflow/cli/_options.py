@@ -31,3 +31,7 @@ def take_log(options: dict[str, Any], resumed: Path | None = None) -> tuple[str,
         return sinks_of(resumed)
     names = [given] if isinstance(given, str) else list(given)
     return () if names == ["none"] else tuple(names)
+
+
+OWN_MODEL = "A model of your own, of a monitored loop: package.module:function."
+OWN_DATA = "Its data, where the run cannot name them: npz:PATH."

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marginflow._checks import choice, whole
-from marginflow.errors import InputError
+from marginflow.errors import InputError, NotHomogeneousError
+
+if TYPE_CHECKING:
+    from marginflow import Margins
 
 _FORMATS = ("pdf", "png", "svg")
 _FILES = (".html", *(f".{form}" for form in _FORMATS))
@@ -17,6 +21,7 @@ def run_measurement(
     path: Path,
     *,
     attacks: Sequence[str],
+    model_spec: str | None,
     data_spec: str | None,
     data_dir: Path | None,
     split: str,
@@ -38,27 +43,32 @@ def run_measurement(
         check_certified,
         save_certified,
     )
+    from marginflow.cli._subject import subject_of
+    from marginflow.homogeneity import evaluation_mode
 
     choice("split", split, ("train", "test"))
     if dtype is not None:
         choice("dtype", dtype, ("float32", "float64"))
     if threads is not None:
         torch.set_num_threads(whole("--threads", threads, least=1))
-    run = mf.load_run(path)
-    specs = list(attacks) or [run.config.get("measure_with", "none")]
-    built = [mf.attacks.build(spec) for spec in specs]
+    given = [mf.attacks.build(spec) for spec in attacks]
+    subject = subject_of(path, model=model_spec, data=data_spec, data_dir=data_dir)
+    built = given or [mf.attacks.build(subject.attack)]
     method = check_certified(certified, built)
-    given = None if data_spec is None else mf.load(data_spec, data_dir=data_dir)
-    data = run.load_data(data_dir=data_dir) if given is None else given
+    data, model = subject.data, subject.model
     if split == "test":
         if data.test is None:
             raise InputError(f"the data set {data.name!r} has no test split")
         data = data.test
     for attack in built:
         check_budget(attack, data.shape, data.bounds)
-    model = run.load_model()
-    model.to(dtype=getattr(torch, dtype or run.config.get("dtype", "float32")))
-    homogeneity = mf.measure_homogeneity(model, data.x)
+    model.to(dtype=getattr(torch, dtype or subject.dtype))
+    homogeneity, left_out = None, None
+    try:
+        with evaluation_mode(model):
+            homogeneity = mf.measure_homogeneity(model, data.x)
+    except NotHomogeneousError as error:
+        left_out = str(error)
     results = []
     measured = []
     for attack in built:
@@ -68,8 +78,9 @@ def run_measurement(
             data.y,
             attack,
             batch_size=batch_size,
-            loss=run.config.get("loss"),
+            loss=subject.loss,
             homogeneity=homogeneity,
+            normalize=homogeneity is not None,
             seed=seed,
             certified=method,
         )
@@ -80,22 +91,21 @@ def run_measurement(
                 "examples": len(margins.values),
                 "split": split,
                 "accuracy": margins.accuracy,
-                "normalized_margin": margins.normalized_min,
-                "normalized_margin_median": float(margins.quantiles([0.5])),
-                "normalized_margin_by_total": float(margins.normalized_by_total.min()),
+                **_normalized(margins),
                 "margin": margins.min,
-                "smoothed_margin": margins.smoothed_normalized,
+                "margin_median": float(margins.values.median()),
                 "norm_product": margins.rho,
                 "dead_inputs": int(margins.dead_inputs.sum()),
                 "log_loss": margins.log_loss,
                 **certified_entries(margins),
+                **({"left_out": left_out} if left_out else {}),
             }
         )
-    written = method and save_certified(run, model, data, split, seed, measured)
+    written = method and save_certified(subject.run, model, data, split, seed, measured)
     if as_json:
         print(json.dumps(results, indent=2))
         return
-    from marginflow.cli._tables import print_table
+    from marginflow.cli._tables import print_prose, print_table
 
     labels = {
         "attack": "attack",
@@ -105,6 +115,7 @@ def run_measurement(
         "normalized_margin_by_total": "min m/‖W‖^K",
         "smoothed_margin": "ℓ/ρ",
         "margin": "min m",
+        "margin_median": "median m",
         "norm_product": "ρ",
         "dead_inputs": "dead inputs",
         "log_loss": "ln L",
@@ -112,14 +123,29 @@ def run_measurement(
     rows = [
         [label, *(v if isinstance(v := r[key], str) else f"{v:.6g}" for r in results)]
         for key, label in labels.items()
+        if all(r.get(key) is not None for r in results)
     ]
     print_table([f"{split}, n = {data.n}", *(f"({i})" for i in range(1, len(results) + 1))], rows)
+    if left_out:
+        print_prose(f"Left out, for there is no normalised margin: {left_out}.")
     if written:
         for reason in dict.fromkeys(
             r["certified_reason"] for r in results if r["certified_reason"]
         ):
             print(f"bounds: {reason}")
         print(f"written to {written}")
+
+
+def _normalized(margins: Margins) -> dict[str, float]:
+    """What only a homogeneous network has."""
+    if margins.rho is None:
+        return {}
+    return {
+        "normalized_margin": margins.normalized_min,
+        "normalized_margin_median": float(margins.quantiles([0.5])),
+        "normalized_margin_by_total": float(margins.normalized_by_total.min()),
+        "smoothed_margin": margins.smoothed_normalized,
+    }
 
 
 def run_report(

@@ -8,15 +8,23 @@ from pathlib import Path
 
 
 def run_verification(
-    path: Path, *, attack: str | None, data_dir: Path | None, as_json: bool
+    path: Path,
+    *,
+    attack: str | None,
+    model: str | None,
+    data: str | None,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> int:
     """Print the audit and the table of verdicts, write both as JSON; 1 if a statement fails, else 0."""
     from marginflow.attacks import build
+    from marginflow.cli._subject import own_parts
     from marginflow.runs import load_run, write_atomically
     from marginflow.theorems import audit
 
     run = load_run(path)
-    found = audit(run, attack=build(attack), data_dir=data_dir)
+    own, network = own_parts(path, model=model, data=data, data_dir=data_dir)
+    found = audit(run, own, attack=build(attack), model=network, data_dir=data_dir)
     verdicts = found.verdicts
     content = json.dumps([v.as_dict() for v in verdicts], indent=2, ensure_ascii=False)
     write_atomically(path / "verdicts.json", content + "\n")

@@ -6,12 +6,11 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from marginflow.attacks import PGD
+from marginflow.attacks import PGD, Attack, from_art, from_foolbox, from_torchattacks
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,6 @@ class Setting:
         return 2.5 * self.eps / self.steps
 
 
-class TwoLogits(nn.Module):
-    """The same classifier with two outputs, [−f/2, f/2]: attack libraries know no single one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, 2) of the classes −1 and +1."""
-        f = self.model(x).reshape(-1, 1)
-        return torch.cat([-f / 2, f / 2], dim=1)
-
-
 Method = Callable[[nn.Module, Tensor, Tensor, Setting], Tensor]
 """(model with one output, x, labels −1/+1, setting) ↦ x + δ."""
 
@@ -66,40 +52,33 @@ def _ours(objective: str) -> Method:
     return method
 
 
-def _torchattacks(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    pgd: Any = importlib.import_module("torchattacks").PGDL2
-    attack = pgd(
-        TwoLogits(model), eps=how.eps, alpha=how.step_size, steps=how.steps, random_start=False
-    )
-    moved: Tensor = attack(x, (y > 0).long())
-    return moved
+def _theirs(build: Callable[[Setting], Attack]) -> Method:
+    def method(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
+        return x + build(how)(model, x, y).delta
+
+    return method
 
 
-def _foolbox(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    foolbox: Any = importlib.import_module("foolbox")
-    attack = foolbox.attacks.L2ProjectedGradientDescentAttack(
-        abs_stepsize=how.step_size, steps=how.steps, random_start=False
+def _torchattacks(how: Setting) -> Attack:
+    return from_torchattacks(
+        "PGDL2", eps=how.eps, alpha=how.step_size, steps=how.steps, random_start=False
     )
-    wrapped = foolbox.PyTorchModel(TwoLogits(model).eval(), bounds=(0, 1), device=x.device)
-    moved: Tensor = attack(wrapped, x, (y > 0).long(), epsilons=how.eps)[0]
-    return moved
 
 
-def _art(model: nn.Module, x: Tensor, y: Tensor, how: Setting) -> Tensor:
-    evasion: Any = importlib.import_module("art.attacks.evasion")
-    classification: Any = importlib.import_module("art.estimators.classification")
-    classifier = classification.PyTorchClassifier(
-        TwoLogits(model),
-        nn.CrossEntropyLoss(),
-        tuple(x.shape[1:]),
-        2,
-        clip_values=(0, 1),
-        device_type="cpu",
+def _foolbox(how: Setting) -> Attack:
+    return from_foolbox(
+        "L2PGD", eps=how.eps, abs_stepsize=how.step_size, steps=how.steps, random_start=False
     )
-    attack = evasion.ProjectedGradientDescent(
-        classifier, norm=2, eps=how.eps, eps_step=how.step_size, max_iter=how.steps, verbose=False
+
+
+def _art(how: Setting) -> Attack:
+    return from_art(
+        "ProjectedGradientDescent",
+        eps=how.eps,
+        p=2,
+        eps_step=how.step_size,
+        max_iter=how.steps,
     )
-    return torch.from_numpy(attack.generate(x.numpy(), (y > 0).long().numpy()))
 
 
 OURS = "marginflow"
@@ -107,9 +86,9 @@ LOSS = 'marginflow, objective="loss"'
 METHODS: dict[str, Method] = {
     OURS: _ours("margin"),
     LOSS: _ours("loss"),
-    "ART": _art,
-    "foolbox": _foolbox,
-    "torchattacks": _torchattacks,
+    "ART": _theirs(_art),
+    "foolbox": _theirs(_foolbox),
+    "torchattacks": _theirs(_torchattacks),
 }
 """Each by the name under which a figure shows it."""
 

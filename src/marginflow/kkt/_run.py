@@ -267,9 +267,12 @@ def certify_run(
 def _attack_of(run: Run, asked: Attack | str | None) -> Attack | None:
     if asked is not None:
         return build(asked)
+    told = run.config.get("attack", "none")
+    if run.config.get("kind") == "monitor" and "attack" not in (run.config.get("declared") or ()):
+        told = run.config["measure_with"]
     try:
-        return build(str(run.config.get("attack", "none")))
+        return build(str(told))
     except SpecificationError:
         raise InputError(
-            f"the run's attack {run.config.get('attack')!r} cannot be built from its name; give it: attack=…"
+            f"the run's attack {told!r} cannot be built from its name; give it: attack=…"
         ) from None

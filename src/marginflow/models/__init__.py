@@ -4,7 +4,7 @@ from marginflow.models._build import build
 from marginflow.models._linear import linear_layers
 from marginflow.models._networks import ACTIVATIONS, Network, SquaredReLU, cnn, deep_linear, mlp
 from marginflow.models._structured import conv_linear, diagonal_linear, predictor
-from marginflow.models._weights import load_weights
+from marginflow.models._weights import load_weights, read_weights
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,4 +19,5 @@ __all__ = [
     "load_weights",
     "mlp",
     "predictor",
+    "read_weights",
 ]

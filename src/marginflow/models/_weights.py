@@ -1,21 +1,43 @@
-"""Weights into a network: all of them or none."""
+"""Weights from files, and into a network: all of them or none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from marginflow.errors import ModelError
+from marginflow.errors import InputError, ModelError
+
+_INSIDE = ("state_dict", "model_state_dict", "model")
+"""Where other people's checkpoints keep the weights."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""What wrappers put before every name."""
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, wrapped: bool = False) -> None:
     """Put ``weights`` into ``model``, all of them or none.
+
+    Args:
+        model: changed.
+        weights: by name.
+        wrapped: also take weights whose names have one of the usual prefixes of wrappers (``module.``,
+            ``model.`` …) before the model's own, as ``DataParallel`` and Lightning save them.
 
     Raises:
         ModelError: names or shapes that are not the model's.
     """
     own = model.state_dict()
+    if wrapped:
+        weights = next((w for w in _unwrapped(weights) if w.keys() == own.keys()), weights)
     for name in sorted(own.keys() | weights.keys()):
         if name not in own or name not in weights:
             side = "the model" if name not in own else "the checkpoint"
@@ -26,3 +48,63 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"in it, {tuple(own[name].shape)} in the model"
             )
     model.load_state_dict(weights)
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """``weights`` without the prefix of a wrapper, or of two, and without what stands beside it."""
+    yield weights
+    for prefix in _WRAPPERS:
+        inner = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        if inner:
+            yield from _unwrapped(inner)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights in a ``.safetensors`` file or a state dict that ``torch.save`` wrote.
+
+    Reading runs no code: ``torch.load(weights_only=True)``. Of a checkpoint that holds more, the entry
+    ``state_dict``, ``model_state_dict`` or ``model`` is taken.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that holds no weights or objects beside them.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path.read_bytes())
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {str(path)!r}") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{str(path)!r} is no file of weights, or holds objects beside them that only running code could "
+            "restore; save model.state_dict() alone, or as .safetensors"
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        SafetensorError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(f"cannot read weights from {str(path)!r}: {error}") from None
+    while isinstance(found, Mapping) and not _is_state(found):
+        inside = [found[name] for name in _INSIDE if isinstance(found.get(name), Mapping)]
+        if not inside:
+            break
+        found = inside[0]
+    if not _is_state(found):
+        raise InputError(
+            f"{str(path)!r}: expected weights by name, as model.state_dict() gives them, got "
+            f"{type(found).__name__}"
+        )
+    return dict(found)
+
+
+def _is_state(found: object) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(n, str) and isinstance(w, Tensor) for n, w in found.items())
+    )

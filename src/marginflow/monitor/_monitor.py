@@ -78,9 +78,9 @@ class Monitor:
         homogeneity: the measured layers, if at hand.
         examples: measure at most so many examples, drawn with ``seed``; test examples likewise.
         seed: of that draw.
-        schedule: which calls of :meth:`measure` measure: ``log``, at logarithmically spaced steps (34
+        schedule: which calls of :meth:`measure` measure: ``log``, at logarithmically spaced steps (28
             for a thousand epochs); ``every``; or a collection of steps.
-        strong: the stronger attack of :attr:`overfitting`; ``auto`` takes PGD with ten steps beside FGM
+        strong: the stronger attack of :attr:`overfitting`; ``auto`` takes PGD with seven steps beside FGM
             and FGSM, and nothing beside others; None measures none.
         out: a run directory; None keeps everything in memory.
         resume: continue the run in ``out`` if there is one: measurements from the first

@@ -8,7 +8,7 @@ from marginflow._checks import choice
 from marginflow.errors import InputError
 from marginflow.training import latest_point
 
-PER_DECADE = 12
+PER_DECADE = 10
 """Points of ``log`` in a decade: a measurement costs as much as an epoch of one-step training."""
 
 Schedule = str | Collection[int]

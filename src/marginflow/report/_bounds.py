@@ -92,17 +92,21 @@ def bounds_section(runs: Sequence[Run]) -> BoundsSection | None:
 
 def _sentence(one: _Bounded, alone: bool) -> str:
     c = one.content
-    parts = [
-        f"at {_ball(s)} between {format_percent(number(s, 'certified_accuracy'))} (certified by "
-        f"{_METHODS[s['certified_by']]}) and {format_percent(number(s, 'adversarial_accuracy'))} "
-        f"(left by {_attack(s)})"
-        for s in one.sandwiches
-    ]
+    parts = [_share(s) for s in one.sandwiches]
     return (
         f"{'' if alone else f'{one.name}: '}Of the {format_count(number(c, 'examples'))} {_split(c)} "
         f"examples, so many stay rightly classified under every perturbation: {'; '.join(parts)}. "
         f"Without a perturbation it is {format_percent(number(c, 'clean_accuracy'))}."
     )
+
+
+def _share(s: Mapping[str, Any]) -> str:
+    low, high = (number(s, key) for key in ("certified_accuracy", "adversarial_accuracy"))
+    by, left = f"certified by {_METHODS[s['certified_by']]}", f"left by {_attack(s)}"
+    # What is certified is among what the attack leaves: as many are the same ones.
+    if low == high:
+        return f"at {_ball(s)} exactly {format_percent(low)} ({by}, {left})"
+    return f"at {_ball(s)} between {format_percent(low)} ({by}) and {format_percent(high)} ({left})"
 
 
 def _notes(one: _Bounded) -> list[str]:

@@ -158,8 +158,11 @@ def fraction(text: str) -> str:
     except ValueError:
         return text
     whole = round(levels)
-    plain = len(text) <= 6
-    return f"{whole}/255" if not plain and whole and abs(levels - whole) < 1e-9 else text
+    if len(text) <= 6:
+        return text
+    if whole and abs(levels - whole) < 1e-9:
+        return f"{whole}/255"
+    return f"{levels / 255:.4g}"
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -135,6 +136,10 @@ class Run:
             for name, value in checkpoint.tensors.items()
             if name.startswith("model.")
         }
+        if into is None and not self.config.get("model") and self.model is not None:
+            into = copy.deepcopy(
+                self.model
+            )  # a model of its own kind, in the process that trained it
         if into is None:
             if not self.config.get("model"):
                 raise RunError(

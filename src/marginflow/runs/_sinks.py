@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -157,5 +158,5 @@ def _complain(name: str, error: Exception) -> None:
         "log %s failed and gets no more measurements (%s: %s); the run goes on, and keeps its own",
         name,
         type(error).__name__,
-        reason[0] if reason else "no message",
+        textwrap.shorten(reason[0], 200, placeholder=" …") if reason else "no message",
     )

@@ -119,9 +119,15 @@ class MlflowSink:
         path = None if directory is None else Path(directory)
         # start_run finds the experiment, and the user's own run around this one; but what it
         # opens is for all logging of this thread, so it is left at once.
-        with self._mlflow.start_run(
-            run_name=_name(config, path), nested=True, tags=_tags(config), log_system_metrics=False
-        ) as begun:
+        with (
+            _impatient(MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true"),
+            self._mlflow.start_run(
+                run_name=_name(config, path),
+                nested=True,
+                tags=_tags(config),
+                log_system_metrics=False,
+            ) as begun,
+        ):
             name = str(begun.info.run_id)
         entities = self._mlflow.entities
         params = [entities.Param(key, value) for key, value in _params(config).items()]
@@ -133,9 +139,13 @@ class MlflowSink:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Give a server that does not answer up soon, unless the environment says how long to try."""
-    own = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+def _impatient(**more: str) -> Iterator[None]:
+    """Give a server that does not answer up soon, unless the environment says how long to try.
+
+    Args:
+        more: further variables, where the environment does not have them.
+    """
+    own = {name: value for name, value in (_PATIENCE | more).items() if name not in os.environ}
     os.environ.update(own)
     try:
         yield

@@ -310,6 +310,11 @@ class Evidence:
         """How δ moves with the weights along the path, or None without an attack or network."""
         return find_jumps(self.sites) if self.sites and self.attack is not None else None
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether margins can be differentiated through δ(W); not so with other libraries' attacks."""
+        return self.attack is None or self.attack.differentiable
+
     @cached_property
     def jumps_since_separation(self) -> Jumps | None:
         """The same from L < 1/n on, where no input is dead any more; None for fewer than two points."""

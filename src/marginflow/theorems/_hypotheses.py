@@ -68,6 +68,8 @@ def true_derivative(evidence: Evidence) -> Hypothesis:
         return Hypothesis(name, True, "no perturbation")
     if not evidence.sites:
         return Hypothesis(name, None, "detached")
+    if not evidence.differentiable:
+        return Hypothesis(name, None, "detached; another library's δ cannot be differentiated")
     apart = derivative_gap(evidence)
     detail = f"detached, and the two gradients differ by {apart:.1g}"
     return Hypothesis(name, apart <= _AGREE, detail)

@@ -347,7 +347,7 @@ def audit(
         inner=_inner_maximum(evidence),
         regularity=_regularity(evidence),
         derivative=str(evidence.config["derivative"]),
-        derivative_gap=gradients_apart(sites[-1]) if sites else None,
+        derivative_gap=gradients_apart(sites[-1]) if sites and evidence.differentiable else None,
         loss=evidence.loss.name,
         exponential=evidence.loss.name == "exponential",
         gradient_flow=evidence.is_flow,

@@ -60,6 +60,8 @@ def _identity(evidence: Evidence) -> Verdict:
     unmet = claim.inapplicable
     if not evidence.sites or not evidence.data.binary:
         return unmet or claim.judge(None, "no point to examine")
+    if not evidence.differentiable:
+        return unmet or claim.judge(None, "another library's δ cannot be differentiated through")
     pairs = [_sides(site, derivative) for site in evidence.sites]
     errors = [
         abs(left - right) / max(right, _REST * whole) for left, right, whole in pairs if whole
