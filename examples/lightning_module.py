@@ -37,6 +37,8 @@ EPS, EPOCHS, BATCH = 0.05, 40, 32
 
 
 class Classifier(L.LightningModule):
+    """Trained against FGSM; what is measured is ``forward``."""
+
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
@@ -67,7 +69,9 @@ def main(out: Path) -> int:
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")  # its hints on workers and log_every_n_steps
+    warnings.filterwarnings(
+        "ignore", module="lightning"
+    )  # its hints on workers and log_every_n_steps
     data = mf.load("digits:3,8")
     loader = DataLoader(TensorDataset(data.x, data.y), batch_size=BATCH, shuffle=True)
 
@@ -84,7 +88,9 @@ def main(out: Path) -> int:
     with open(Path(logger.log_dir) / "metrics.csv", newline="", encoding="utf-8") as file:
         logged = [row for row in csv.DictReader(file) if row.get("marginflow/margin")]
     run = mf.load_run(out / "run")
-    print(f"3 vs 8, {data.n} images, FGSM ε = {EPS}, {EPOCHS} epochs, seed 0; from Lightning's metrics.csv:")
+    print(
+        f"3 vs 8, {data.n} images, FGSM ε = {EPS}, {EPOCHS} epochs, seed 0; from Lightning's metrics.csv:"
+    )
     print(f"{'epoch':>5} {'γ̂_m':>9} {'accuracy under FGSM':>20}")
     for row in logged[::4]:
         print(

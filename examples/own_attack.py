@@ -90,7 +90,7 @@ def main() -> int:
     margins = mf.adversarial_margins(robust.model, data.x, data.y, sticker)
     checks = {
         "nothing outside of the window": not bool(found.delta[..., ~sticker.window(data.x)].any()),
-        "pixels in [0, 1]": 0 <= float(moved.min()) and float(moved.max()) <= 1,
+        "pixels in [0, 1]": bool(((moved >= 0) & (moved <= 1)).all()),
         "δ as by hand": torch.allclose(found.delta[:1], by_hand, rtol=0, atol=1e-6),
         "margins no larger than those of clean images": margins.accuracy
         <= robust.records[-1]["clean_accuracy"],

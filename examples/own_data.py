@@ -1,7 +1,7 @@
 """Your own arrays and your own model: from NumPy to a run, and back through the command line.
 
-Three classes of points in 20 dimensions, made by scikit-learn, stand for your data, ``Net`` for your model. Arrays go
-into the library as they are, or as an ``.npz`` file that the command line reads, too.
+Three classes of points in 20 dimensions, made by scikit-learn, stand for your data, ``Net`` for your
+model. Arrays go into the library as they are, or as an ``.npz`` file that the command line reads, too.
 
     python examples/own_data.py
 """
@@ -87,7 +87,10 @@ def main(folder: Path) -> int:
         "--model", "own_data:Net", "--data", f"npz:{folder / 'points.npz'}",
         "--attack", ATTACK, "--json",
     ]  # fmt: skip
-    print("\n$ marginflow measure weights.pt --model own_data:Net --data npz:points.npz --attack", ATTACK)
+    print(
+        "\n$ marginflow measure weights.pt --model own_data:Net --data npz:points.npz --attack",
+        ATTACK,
+    )
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": here}
