@@ -1,0 +1,20 @@
+"""The examples that need Lightning and accelerate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gallery import INTEGRATIONS, check_example
+
+import marginflow as mf
+
+pytestmark = pytest.mark.integrations
+
+
+@pytest.mark.parametrize("name", sorted(INTEGRATIONS))
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "accuracy" in check_example(name, "--out", str(out))
+    run = mf.load_run(out if (out / "run.json").exists() else out / "run")
+    assert run.config["kind"] == "monitor"
