@@ -46,7 +46,7 @@ def main(out: Path) -> int:
     attack = mf.attacks.FGSM(eps=EPS, bounds=(0, 1))
     inner = accelerator.unwrap_model(model)
     # The examples are the data set's own, not the loader's: that one gives each process its share.
-    with mf.Monitor(inner, data.to(device=accelerator.device), attack, out=out) as monitor:
+    with mf.Monitor(inner, data, attack, out=out) as monitor:
         for epoch in range(1, EPOCHS + 1):
             for x, y in loader:
                 x = x.clone().requires_grad_()
