@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from gallery import EXTRAS, FOLDER, INTEGRATIONS, ORDINARY, check_example, run_example
 
 OPTIONAL = INTEGRATIONS | EXTRAS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from gallery import EXTRAS, check_example
 
 pytestmark = pytest.mark.extras

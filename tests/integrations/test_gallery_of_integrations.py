@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gallery import INTEGRATIONS, check_example
 
 import marginflow as mf
+from gallery import INTEGRATIONS, check_example
 
 pytestmark = pytest.mark.integrations
 
