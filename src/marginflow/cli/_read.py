@@ -128,11 +128,10 @@ def run_measurement(
     print_table([f"{split}, n = {data.n}", *(f"({i})" for i in range(1, len(results) + 1))], rows)
     if left_out:
         print_prose(f"Left out, for there is no normalised margin: {left_out}.")
-    if written:
-        for reason in dict.fromkeys(
-            r["certified_reason"] for r in results if r["certified_reason"]
-        ):
+    for reason in dict.fromkeys(r.get("certified_reason") for r in results):
+        if reason:
             print(f"bounds: {reason}")
+    if written:
         print(f"written to {written}")
 
 
