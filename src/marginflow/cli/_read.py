@@ -52,6 +52,7 @@ def run_measurement(
     if threads is not None:
         torch.set_num_threads(whole("--threads", threads, least=1))
     given = [mf.attacks.build(spec) for spec in attacks]
+    check_certified(certified, given)
     subject = subject_of(path, model=model_spec, data=data_spec, data_dir=data_dir)
     built = given or [mf.attacks.build(subject.attack)]
     method = check_certified(certified, built)
