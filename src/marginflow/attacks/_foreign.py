@@ -132,10 +132,12 @@ class ForeignAttack(Attack):
             raise InputError(
                 f"{self.spec}: {self.name} refused: {type(error).__name__}: {error}"
             ) from error
-        if moved.shape != x.shape or not bool(torch.isfinite(moved).all()):
+        finite = bool(torch.isfinite(moved).all())
+        if moved.shape != x.shape or not finite:
+            got = f"shape {tuple(moved.shape)}" if finite else "NaN or infinity"
             raise InputError(
                 f"{self.spec}: expected finite examples of shape {tuple(x.shape)} from {self.name}, got "
-                f"shape {tuple(moved.shape)}; does it take such examples, and these bounds?"
+                f"{got}; does it take such examples, these bounds and options?"
             )
         return moved
 
