@@ -168,7 +168,7 @@ def to_art(
     """
     library("art", _PACKAGE)
     like = next(model.parameters(), x)
-    seen = Layout(TwoLogits.of(model), x.shape[1:], like, as_images=False)
+    seen = Layout(_NeverAbstaining(model), x.shape[1:], like, as_images=False)
     with torch.no_grad():
         classes = seen(x[:1].to(like)).shape[1]
     return _estimator(seen, like, classes, bounds, tuple(x.shape[1:]), optimizer)
@@ -245,6 +245,17 @@ def to_art_attack(attack: Attack, estimator: Any, *, batch_size: int = 1024, see
             return torch.cat(moved).cpu().numpy()
 
     return Marginflow()
+
+
+class _NeverAbstaining(TwoLogits):
+    """Two logits whose sum is not 0, which ART's ``compute_accuracy`` takes for an abstention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[max(−f, 0), max(f, 0)]`` with the derivatives of ``[−f/2, f/2]``, from which a shift parts it."""
+        logits = super().forward(x)
+        if logits.shape[1] > 2:
+            return logits
+        return logits - logits.detach().amin(dim=1, keepdim=True)
 
 
 def _estimator(
