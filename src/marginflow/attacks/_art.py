@@ -251,7 +251,7 @@ class _NeverAbstaining(TwoLogits):
     """Two logits whose sum is not 0, which ART's ``compute_accuracy`` takes for an abstention."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[max(−f, 0), max(f, 0)]`` with the derivatives of ``[−f/2, f/2]``, from which a shift parts it."""
+        """``[max(−f, 0), max(f, 0)]``: ``[−f/2, f/2]`` shifted, with the same derivatives."""
         logits = super().forward(x)
         if logits.shape[1] > 2:
             return logits
