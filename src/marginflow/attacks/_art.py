@@ -19,7 +19,9 @@ from marginflow.attacks._foreign import (
     check_options,
     library,
     named,
+    norm_of,
     read_options,
+    said_norm,
     signature,
 )
 from marginflow.attacks._logits import Layout, TwoLogits
@@ -103,19 +105,12 @@ def from_art(
         raise InputError(f"from_art: expected no options with a function, got {options}")
     known = signature(attack) if is_class else {}
     check_options(title, options, known)
-    if "norm" in options:
-        said = as_exponent(options["norm"])
-        if p is not None and as_exponent(p) != said:
-            raise InputError(f"{title}: expected one norm, got p={p} and norm={options['norm']}")
-        # Said by p alone, which the specification string carries.
-        p, options = said, {key: value for key, value in options.items() if key != "norm"}
-    own = _own_norm(title, known)
-    if p is None and own is None:
-        raise InputError(f"{title}: expected the norm of its ball, as in p=2")
+    # Said by p alone, which the specification string carries.
+    p, options = said_norm(title, p, options)
     made = ArtAttack(
         title,
         eps,
-        own if p is None else p,  # type: ignore[arg-type]
+        norm_of(title, p, _own_norm(title, known)),
         bounds,
         options,
         sayable=is_class and _attacks(module, base).get(title) is attack,
