@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gallery import FOLDER
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "in-your-project.md"

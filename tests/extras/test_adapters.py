@@ -267,7 +267,7 @@ def test_what_is_no_attack_of_theirs() -> None:
     ):
         with pytest.raises(InputError, match="expected"):
             make(given, 0.1)
-    with pytest.raises(InputError, match="norm of its ball"):
+    with pytest.raises(InputError, match="has its model already fits no other"):
         mf.attacks.from_torchattacks(bound, 0.1)
     with pytest.raises(InputError, match="expected one norm"):
         mf.attacks.from_art("FastGradientMethod", 0.1, 2, norm=math.inf)

@@ -424,3 +424,49 @@ def test_other_processes_of_a_distributed_loop_measure_nothing(
     assert monitor.measure(0) == {}
     monitor.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loop_that_diverges_is_not_ended(
+    digits: mf.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record without margins, one warning, and the last good weights on disk."""
+    for kind, make in MODELS.items():
+        model = make()
+        out = tmp_path / kind
+        monitor = mf.Monitor(model, digits, FGSM, loss="logistic", out=out, schedule="every")
+        monitor.measure(0)
+        good = {n: w.clone() for n, w in model.state_dict().items()}
+        caplog.clear()
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.nan)
+        found = monitor.measure(1)
+        monitor.measure(2)
+        assert found["normalized_margin"] is None
+        assert found["margin"] is None
+        assert found["adversarial_accuracy"] == 0
+        assert len(found["layer_norms"]) == len(monitor.records[0]["layer_norms"])
+        assert caplog.text.count("not normalised") == (kind == "plain")
+        monitor.close()
+        kept = mf.load_run(out).checkpoint()
+        assert kept.info["step"] == 0
+        assert all(torch.equal(kept.tensors[f"model.{n}"], w) for n, w in good.items())
+        write_report([mf.load_run(out)], out / "report.html")
+
+
+def test_what_a_caller_adds(digits: mf.Dataset) -> None:
+    monitor = mf.Monitor(plain(), digits, schedule="every")
+    found = monitor.measure(
+        0, loss=torch.tensor(0.5), lr=np.float32(0.25), phase="warm-up", grad=math.nan, t=[1, 2.0]
+    )
+    json.dumps(monitor.records, allow_nan=False)
+    assert (found["loss"], found["lr"], found["phase"], found["grad"]) == (
+        0.5,
+        0.25,
+        "warm-up",
+        None,
+    )
+    with pytest.raises(InputError, match="optimizer: expected a number"):
+        monitor.measure(1, optimizer=torch.optim.SGD(plain().parameters(), lr=1.0))
+    with pytest.raises(InputError, match="batch: expected a number"):
+        monitor.measure(1, batch=torch.zeros(3))
+    assert len(monitor.records) == 1

@@ -71,13 +71,16 @@ def test_a_network_of_another_make(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = own()
     run = mf.train(model, DATA, attack="fgsm:eps=0.05", lr=0.1, epochs=5, out=tmp_path / "run")
-    found = outcomes(verify(run))
+    stored = mf.load_run(tmp_path / "run")
+    found = outcomes(verify(stored))
     assert found["Lemma 9"] == "does not apply"
-    assert "verify(run, model=…)" in {v.statement: v for v in verify(run)}["Lemma 9"].measured
+    verdict = {v.statement: v for v in verify(stored)}["Lemma 9"]
+    assert "verify(run, model=…)" in verdict.measured
     assert found["Lemma 11"] == "holds"
+    assert outcomes(verify(run))["Lemma 9"] == "holds"
     given = own()
     before = [p.detach().clone() for p in given.parameters()]
-    found = outcomes(verify(run, model=given))
+    found = outcomes(verify(stored, model=given))
     for name in ("Lemma 3", "Lemma 4", "Lemma 9", "Lemma 13", "Theorem 4 (identity)"):
         assert found[name] == "holds"
     assert all(torch.equal(p, b) for p, b in zip(given.parameters(), before, strict=True))

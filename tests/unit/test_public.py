@@ -106,7 +106,7 @@ PACKAGES = {
     ],
     "models": [
         *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "conv_linear", "deep_linear"),
-        *("diagonal_linear", "linear_layers", "load_weights", "mlp", "predictor"),
+        *("diagonal_linear", "linear_layers", "load_weights", "mlp", "predictor", "read_weights"),
     ],
 }
 

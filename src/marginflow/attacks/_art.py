@@ -19,7 +19,9 @@ from marginflow.attacks._foreign import (
     check_options,
     library,
     named,
+    norm_of,
     read_options,
+    said_norm,
     signature,
 )
 from marginflow.attacks._logits import Layout, TwoLogits
@@ -103,19 +105,12 @@ def from_art(
         raise InputError(f"from_art: expected no options with a function, got {options}")
     known = signature(attack) if is_class else {}
     check_options(title, options, known)
-    if "norm" in options:
-        said = as_exponent(options["norm"])
-        if p is not None and as_exponent(p) != said:
-            raise InputError(f"{title}: expected one norm, got p={p} and norm={options['norm']}")
-        # Said by p alone, which the specification string carries.
-        p, options = said, {key: value for key, value in options.items() if key != "norm"}
-    own = _own_norm(title, known)
-    if p is None and own is None:
-        raise InputError(f"{title}: expected the norm of its ball, as in p=2")
+    # Said by p alone, which the specification string carries.
+    p, options = said_norm(title, p, options)
     made = ArtAttack(
         title,
         eps,
-        own if p is None else p,  # type: ignore[arg-type]
+        norm_of(title, p, _own_norm(title, known)),
         bounds,
         options,
         sayable=is_class and _attacks(module, base).get(title) is attack,
@@ -168,7 +163,7 @@ def to_art(
     """
     library("art", _PACKAGE)
     like = next(model.parameters(), x)
-    seen = Layout(TwoLogits.of(model), x.shape[1:], like, as_images=False)
+    seen = Layout(_NeverAbstaining(model), x.shape[1:], like, as_images=False)
     with torch.no_grad():
         classes = seen(x[:1].to(like)).shape[1]
     return _estimator(seen, like, classes, bounds, tuple(x.shape[1:]), optimizer)
@@ -245,6 +240,17 @@ def to_art_attack(attack: Attack, estimator: Any, *, batch_size: int = 1024, see
             return torch.cat(moved).cpu().numpy()
 
     return Marginflow()
+
+
+class _NeverAbstaining(TwoLogits):
+    """Two logits whose sum is not 0, which ART's ``compute_accuracy`` takes for an abstention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[max(−f, 0), max(f, 0)]``: ``[−f/2, f/2]`` shifted, with the same derivatives."""
+        logits = super().forward(x)
+        if logits.shape[1] > 2:
+            return logits
+        return logits - logits.detach().amin(dim=1, keepdim=True)
 
 
 def _estimator(

@@ -18,6 +18,7 @@ from marginflow.attacks._foreign import (
     check_options,
     library,
     named,
+    norm_of,
     read_options,
     signature,
 )
@@ -105,14 +106,11 @@ def from_foolbox(
             f"from_foolbox: expected an attack of foolbox, its class or name, got {attack!r}"
         )
     kind = type(attack)
-    own = _distance_p(attack)
-    if p is None and own is None:
-        raise InputError(f"{kind.__name__}: its distance is none of ours; give the norm, as in p=2")
     starts = getattr(attack, "random_start", None)
     made = FoolboxAttack(
         kind.__name__,
         eps,
-        own if p is None else p,  # type: ignore[arg-type]
+        norm_of(kind.__name__, p, _distance_p(attack)),
         bounds,
         found or {},
         sayable=found is not None and getattr(module.attacks, kind.__name__, None) is kind,

@@ -132,10 +132,12 @@ class ForeignAttack(Attack):
             raise InputError(
                 f"{self.spec}: {self.name} refused: {type(error).__name__}: {error}"
             ) from error
-        if moved.shape != x.shape or not bool(torch.isfinite(moved).all()):
+        finite = bool(torch.isfinite(moved).all())
+        if moved.shape != x.shape or not finite:
+            got = f"shape {tuple(moved.shape)}" if finite else "NaN or infinity"
             raise InputError(
                 f"{self.spec}: expected finite examples of shape {tuple(x.shape)} from {self.name}, got "
-                f"shape {tuple(moved.shape)}; does it take such examples, and these bounds?"
+                f"{got}; does it take such examples, these bounds and options?"
             )
         return moved
 
@@ -251,6 +253,34 @@ def named(kind: str, name: str, valid: Mapping[str, Any]) -> Any:
     if found is None:
         raise unknown(kind, name, valid)
     return found
+
+
+def said_norm(
+    title: str, p: float | str | None, options: Mapping[str, Any]
+) -> tuple[float | str | None, dict[str, Any]]:
+    """The norm by p or by the library's own ``norm``, and the options without the latter.
+
+    Raises:
+        InputError: two norms.
+    """
+    others = {key: value for key, value in options.items() if key != "norm"}
+    if options.get("norm") is None:
+        return p, others
+    said = as_exponent(options["norm"])
+    if p is not None and as_exponent(p) != said:
+        raise InputError(f"{title}: expected one norm, got p={p} and norm={options['norm']}")
+    return said, others
+
+
+def norm_of(title: str, p: float | str | None, own: float | None) -> float:
+    """The exponent of the ball: p, or else the attack's own.
+
+    Raises:
+        InputError: neither is known.
+    """
+    if p is None and own is None:
+        raise InputError(f"{title}: expected the norm of its ball, as in p=2")
+    return as_exponent(p if p is not None else own)  # type: ignore[arg-type]
 
 
 def read_options(

@@ -17,10 +17,10 @@ _SIDE = 5
 class TwoLogits(nn.Module):
     """The same classifier with at least two outputs: attack libraries know no single one.
 
-    One output f becomes the logits ``[0, f]`` of the classes −1 and +1, which these libraries
-    number 0 and 1. The margin ``f[y] − f[1 − y]`` is then ``y f`` to the last bit, and the cross-entropy
-    is the logistic loss. (Not ``[−f/2, f/2]``: ART takes logits whose sum is 0 for an abstention.)
-    Several outputs are passed on.
+    One output f becomes the logits ``[−f/2, f/2]`` of the classes −1 and +1, which these
+    libraries number 0 and 1. The margin ``f[y] − f[1 − y]`` is then ``y f`` to the last bit, and the
+    cross-entropy is the logistic loss. Several outputs are passed on. (With ``[0, f]`` a cross-entropy
+    would lose its gradient for y = +1 where 1 − e^{−f} rounds to 1; here half of it always remains.)
 
     Args:
         model: maps (n, …) to (n,), (n, 1) or (n, C); kept as it is, not copied.
@@ -54,7 +54,7 @@ class TwoLogits(nn.Module):
         if f.ndim == 2 and f.shape[1] > 1:
             return f
         f = f.reshape(-1, 1)
-        return torch.cat([torch.zeros_like(f), f], dim=1)
+        return torch.cat([-f / 2, f / 2], dim=1)
 
 
 class Layout(nn.Module):

@@ -18,12 +18,13 @@ from marginflow.attacks._foreign import (
     check_options,
     library,
     named,
+    norm_of,
     read_options,
+    said_norm,
     signature,
 )
 from marginflow.attacks._logits import Layout, TwoLogits
 from marginflow.errors import InputError, SpecificationError
-from marginflow.norms import as_exponent
 
 _NORMS = {math.inf: "Linf", 2.0: "L2", 1.0: "L1"}
 _L2 = ("CW", "DeepFool", "EADEN", "PGDL2", "PGDRSL2")
@@ -106,7 +107,7 @@ def from_torchattacks(
         )
     if isinstance(attack, str):
         attack = named("attack of torchattacks", attack, _attacks(module))
-    if not callable(attack):
+    if not callable(attack) or isinstance(attack, module.attack.Attack):
         raise InputError(
             "from_torchattacks: expected a class of torchattacks, its name or a function of the "
             f"model, got {attack!r}; an attack that has its model already fits no other"
@@ -115,25 +116,16 @@ def from_torchattacks(
     is_class = inspect.isclass(attack) and issubclass(attack, module.attack.Attack)
     if not is_class and options:
         raise InputError(f"from_torchattacks: expected no options with a function, got {options}")
-    own = _OWN_NORM.get(title) if is_class else None
-    if is_class:
-        known = signature(attack)
-        check_options(title, options, known)
-        if "norm" in known and options.get("norm") is not None:
-            said = as_exponent(str(options["norm"]))
-            if p is not None and as_exponent(p) != said:
-                raise InputError(
-                    f"{title}: expected one norm, got p={p} and norm={options['norm']}"
-                )
-            p = said
-    if p is None and own is None:
-        raise InputError(f"{title}: expected the norm of its ball, as in p=2")
-    exponent = as_exponent(own if p is None else p)  # type: ignore[arg-type]
-    if is_class and "norm" in signature(attack):
+    known = signature(attack) if is_class else {}
+    check_options(title, options, known)
+    # Said by p alone, which the specification string carries.
+    p, options = said_norm(title, p, options)
+    exponent = norm_of(title, p, _OWN_NORM.get(title) if is_class else None)
+    make = attack
+    if "norm" in known:
         if exponent not in _NORMS:
             raise SpecificationError(f"{title}: expected the norm l1, l2 or linf, got {p}")
-        # Said by p alone, which the specification string carries.
-        options = {key: value for key, value in options.items() if key != "norm"}
+        make = _WithNorm(attack, _NORMS[exponent])
     made = TorchattacksAttack(
         title,
         eps,
@@ -143,9 +135,6 @@ def from_torchattacks(
         sayable=is_class and _attacks(module).get(title) is attack,
         draws=_draws(attack, title, options),
     )
-    make = attack
-    if is_class and "norm" in signature(attack):
-        make = _WithNorm(attack, _NORMS[exponent])
     object.__setattr__(made, "make", make)
     if is_class:
         # Refuses before the first step what it would refuse in it.

@@ -23,6 +23,8 @@ LABELS = {
     "certified_accuracy": "certified accuracy",
     "certified_normalized_margin": "certified min m/ρ",
     "width_median": "median width of m/ρ",
+    "certified_margin": "certified min m",
+    "certified_margin_width": "median width of m",
 }
 """Rows of the table."""
 
@@ -60,8 +62,11 @@ def certified_entries(margins: Margins) -> dict[str, Any]:
         "certified_reason": found.reason,
         "certified_accuracy": found.accuracy,
         "certified_margin": found.min,
-        "certified_normalized_margin": found.normalized_min,
-        "width_median": _quantiles(margins)["width_quantiles"][LEVELS.index(0.5)],
+        "certified_normalized_margin": None if found.rho is None else found.normalized_min,
+        "certified_margin_width": float(margins.width.median()),
+        "width_median": None
+        if found.rho is None
+        else _quantiles(margins)["width_quantiles"][LEVELS.index(0.5)],
     }
 
 
@@ -95,7 +100,8 @@ def save_certified(
                 "p": "inf" if attack.p == float("inf") else attack.p,
                 "eps": attack.eps,
                 "adversarial_accuracy": margins.accuracy,
-                "normalized_margin": margins.normalized_min,
+                "normalized_margin": None if margins.rho is None else margins.normalized_min,
+                "margin": margins.min,
                 **certified_entries(margins),
                 **_quantiles(margins),
             }

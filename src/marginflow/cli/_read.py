@@ -52,6 +52,7 @@ def run_measurement(
     if threads is not None:
         torch.set_num_threads(whole("--threads", threads, least=1))
     given = [mf.attacks.build(spec) for spec in attacks]
+    check_certified(certified, given)
     subject = subject_of(path, model=model_spec, data=data_spec, data_dir=data_dir)
     built = given or [mf.attacks.build(subject.attack)]
     method = check_certified(certified, built)
@@ -128,11 +129,10 @@ def run_measurement(
     print_table([f"{split}, n = {data.n}", *(f"({i})" for i in range(1, len(results) + 1))], rows)
     if left_out:
         print_prose(f"Left out, for there is no normalised margin: {left_out}.")
-    if written:
-        for reason in dict.fromkeys(
-            r["certified_reason"] for r in results if r["certified_reason"]
-        ):
+    for reason in dict.fromkeys(r.get("certified_reason") for r in results):
+        if reason:
             print(f"bounds: {reason}")
+    if written:
         print(f"written to {written}")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ from marginflow._checks import whole
 from marginflow.attacks import Attack, check_budget
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset
-from marginflow.errors import InputError, NotHomogeneousError
+from marginflow.errors import InputError, ModelError, NotHomogeneousError
 from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity
 from marginflow.losses import Loss, get_loss
 from marginflow.models import Network
@@ -150,7 +153,7 @@ class Monitor:
         self._told = (whole_data.name, examples, seed, schedule, said)
         self._recorder: Recorder | None = None
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._flagged = False
+        self._flagged = self._warned = False
         names = (
             parameter_norms(self.model)
             if self.homogeneity is None
@@ -192,7 +195,7 @@ class Monitor:
             which. Empty on the processes of a distributed loop that do not measure.
 
         Raises:
-            InputError: a step that is no whole number.
+            InputError: a step that is no whole number, or a context that JSON cannot hold.
             DataError: labels that do not fit the network.
             StorageError: the disk refuses.
         """
@@ -211,13 +214,12 @@ class Monitor:
             place = None if self._recorder is None else self._recorder.directory.path
             self._sinks = open_sinks(self._log, place, self.run.config, records=self.records)
             self._log = ()
+        told = {key: _plain(key, value) for key, value in context.items()}
         with _quietly(self.model):
-            found, _ = record_of(self._subject)
-            if self._strong is not None:
+            found = self._found()
+            if self._strong is not None and not self._spoilt():
                 found |= self._strong.measure(step, forced=now)
-        record = {
-            key: for_json(value) for key, value in ({"step": step, **context} | found).items()
-        }
+        record = {key: for_json(value) for key, value in ({"step": step} | told | found).items()}
         self.records.append(record)
         self._raise_alarm()
         if self._recorder is not None:
@@ -281,6 +283,27 @@ class Monitor:
         with _quietly(self.model):
             self._subject.margins(few, self.attack)
 
+    def _found(self) -> dict[str, Any]:
+        """The measurements; of weights without a direction (0, NaN) what is left of them."""
+        try:
+            return record_of(self._subject)[0]
+        except ModelError as error:
+            if self.homogeneity is None or not self._spoilt():
+                raise
+            # The loop is not ours to end.
+            if not self._warned:
+                _log.warning("Monitor: %s; its margins are not normalised", error)
+                self._warned = True
+            found, _ = record_of(dataclasses.replace(self._subject, homogeneity=None))
+            return found | {"layer_norms": self.homogeneity.norms(self.model).tolist()}
+
+    def _spoilt(self) -> bool:
+        """Whether a layer is not finite, or 0 where it has a degree."""
+        if self.homogeneity is None:
+            return not all(map(math.isfinite, parameter_norms(self.model).values()))
+        norms = self.homogeneity.norms(self.model)
+        return not bool(((norms > 0) & norms.isfinite()).all())
+
     def _raise_alarm(self) -> None:
         if self._strong is None or "strong_accuracy" not in self.records[-1]:
             return
@@ -321,6 +344,20 @@ class Monitor:
             "device": str(parameter.device),
             "layers": layers if self.homogeneity is None else self.homogeneity.table(),
         }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """What a caller adds to a record, as JSON can hold it: tensors and numpy's numbers as Python's."""
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "size", None) is not None and math.prod(value.shape) == 1:
+        value = item()
+    try:
+        json.dumps(for_json(value))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}: expected a number, text or a list of them, got {type(value).__name__}"
+        ) from None
+    return value
 
 
 def _layers(model: nn.Module, data: Dataset) -> tuple[Homogeneity | None, str]:

@@ -83,6 +83,8 @@ class Recorder:
         """Append a measurement, then save the weights it is of, or keep them."""
         self.directory.append_metrics(record)
         self._unsaved = None
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            return  # the last good checkpoint is worth more
         if not self.keep_weights and self._spent > _SHARE * (time.monotonic() - self._began):
             self._unsaved = (record["step"], _copied(model))
             return

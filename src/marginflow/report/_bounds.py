@@ -12,9 +12,11 @@ from marginflow.experiments import Curve, Panel
 from marginflow.report._panels import Captioned
 from marginflow.report._tables import Table
 from marginflow.report._text import (
+    MISSING,
     attack_words,
     format_count,
     format_margin,
+    format_number,
     format_percent,
     fraction,
     margin_exponent,
@@ -156,7 +158,8 @@ def _curves(found: Sequence[_Bounded], alone: bool) -> Captioned | None:
 def _table(found: Sequence[_Bounded], alone: bool) -> Table:
     pairs = [(one, s) for one in found for s in one.sandwiches]
     exponent = margin_exponent([number(s, "normalized_margin") for _, s in pairs])
-    lines = [_line(one.content, s, exponent) for one, s in pairs]
+    raw = any(number(s, "normalized_margin") is None for _, s in pairs)
+    lines = [_line(one.content, s, exponent) | (_raw(s) if raw else {}) for one, s in pairs]
     rows = [[title, *(line[title] for line in lines)] for title in lines[0]]
     header = ["", *((_ball(s) if alone else f"{one.name}, {_ball(s)}") for one, s in pairs)]
     colors = {k: one.color for k, (one, _) in enumerate(pairs, start=1)} if not alone else None
@@ -166,11 +169,14 @@ def _table(found: Sequence[_Bounded], alone: bool) -> Table:
 def _line(c: Mapping[str, Any], s: Mapping[str, Any], exponent: int) -> dict[str, str]:
     unit = margin_unit(exponent)
     levels = [float(level) for level in c["quantile_levels"]]
+    widths, margins = None, None
+    if s["normalized_margin"] is not None:
+        widths, margins = s["width_quantiles"], s["margin_quantiles"]
     low, middle, high = (
-        format_margin(s["width_quantiles"][levels.index(level)], exponent)
+        format_margin(None if widths is None else widths[levels.index(level)], exponent)
         for level in (_SPREAD[0], 0.5, _SPREAD[1])
     )
-    median = s["margin_quantiles"][levels.index(0.5)]
+    median = None if margins is None else margins[levels.index(0.5)]
     return {
         "attack": _attack(s),
         "bounds by": str(s["certified_by"]),
@@ -182,8 +188,17 @@ def _line(c: Mapping[str, Any], s: Mapping[str, Any], exponent: int) -> dict[str
         f"γ̂_m, certified{unit}": format_margin(number(s, "certified_normalized_margin"), exponent),
         f"γ̂, median, attacked{unit}": format_margin(median, exponent),
         f"width, median{unit}": middle,
-        f"width, 5% to 95%{unit}": f"{low} to {high}",
+        f"width, 5% to 95%{unit}": MISSING if widths is None else f"{low} to {high}",
         "seed": format_count(number(c, "seed")),
+    }
+
+
+def _raw(s: Mapping[str, Any]) -> dict[str, str]:
+    """What a network without normalised margins has."""
+    return {
+        "min m, attacked": format_number(number(s, "margin")),
+        "min m, certified": format_number(number(s, "certified_margin")),
+        "width of m, median": format_number(number(s, "certified_margin_width")),
     }
 
 

@@ -92,7 +92,7 @@ class Run:
             except SpecificationError:
                 raise InputError(
                     f"the run was trained on data {self.config.get('data')!r} that cannot be loaded by "
-                    "name; give them: data=…"
+                    "name; give them: data=…, or --data npz:PATH"
                 ) from None
         sample = self.config.get("sample")
         if sample and data.fingerprint() != self.config.get("data_sha256"):
