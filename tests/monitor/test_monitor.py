@@ -470,3 +470,18 @@ def test_what_a_caller_adds(digits: mf.Dataset) -> None:
     with pytest.raises(InputError, match="batch: expected a number"):
         monitor.measure(1, batch=torch.zeros(3))
     assert len(monitor.records) == 1
+
+
+def test_what_is_not_known_to_apply_cannot_fail() -> None:
+    from marginflow.theorems._verdict import NOT_SAID, Claim, Hypothesis
+
+    for detail, outcome in ((NOT_SAID, "not reached"), ("not examined", "fails")):
+        unknown = Hypothesis("no momentum", None, detail)
+        verdict = Claim("Lemma 0", "", (unknown,), "", "", "").judge(False, "1")
+        assert verdict.outcome == outcome
+    assert (
+        Claim("Lemma 0", "", (Hypothesis("m", None, NOT_SAID),), "", "", "")
+        .judge(True, "1")
+        .outcome
+        == "holds"
+    )

@@ -27,14 +27,13 @@ from marginflow.runs import Run
 from marginflow.theorems._certificates import Certificates, certify
 from marginflow.theorems._regularity import Jumps, Kinks, find_jumps, find_kinks
 from marginflow.theorems._site import Site
-from marginflow.theorems._verdict import Hypothesis
+from marginflow.theorems._verdict import NOT_SAID, Hypothesis
 from marginflow.training import smoothness
 
 if TYPE_CHECKING:
     from marginflow.references import Kappa, MaxMargin
 
 _KINDS = ("train", "flow", "monitor")
-_NOT_SAID = "not said of this loop; declare it: Monitor(…, training={…})"
 _SITES = 10
 _EXAMPLES = 1000
 _FEWEST = 50
@@ -100,8 +99,6 @@ class Evidence:
             self.config, self.declared = _foreign(self.config)
         self.attack = _attack_of(self.config, attack)
         """The attack trained against, or None."""
-        if model is None and self.declared is not None:
-            model = run.model  # no specification builds a network of another project
         self._architecture = model
         self.data = run.load_data(data, data_dir=data_dir)
 
@@ -384,7 +381,7 @@ class Evidence:
         if self.is_flow:
             return Hypothesis("full-batch gradient descent", True, "its limit, the gradient flow")
         if self.unsaid("batch_size", "momentum"):
-            return Hypothesis("full-batch gradient descent", None, _NOT_SAID)
+            return Hypothesis("full-batch gradient descent", None, NOT_SAID)
         full = self.config["batch_size"] == self.config["examples"]
         momentum = self.config["momentum"]
         detail = "mini-batches" if not full else f"momentum {momentum}" if momentum else ""
@@ -398,7 +395,7 @@ class Evidence:
     def without_momentum(self) -> Hypothesis:
         """No momentum, no undone epochs."""
         if self.unsaid("momentum", "lr"):
-            return Hypothesis("gradient descent or SGD without momentum", None, _NOT_SAID)
+            return Hypothesis("gradient descent or SGD without momentum", None, NOT_SAID)
         momentum = self.config["momentum"]
         undone = str(self.config["lr"]).startswith("loss-based")
         detail = f"momentum {momentum}" if momentum else "epochs are undone" if undone else ""
@@ -407,7 +404,7 @@ class Evidence:
     def is_logistic(self) -> Hypothesis:
         """The logistic loss, α = 1, β = 1/4."""
         if self.unsaid("loss"):
-            return Hypothesis("the logistic loss", None, _NOT_SAID)
+            return Hypothesis("the logistic loss", None, NOT_SAID)
         name = self.config["loss"]
         return Hypothesis("the logistic loss", name == "logistic", name)
 
@@ -420,7 +417,7 @@ class Evidence:
         """η ≤ min{1, 1/β*} all along: Lemma 2's rate, or a constant that turns out small enough."""
         lr = self.config["lr"]
         if self.unsaid("lr"):
-            return Hypothesis("η ≤ min{1, 1/β(r, r̄, ε)} along the path", None, _NOT_SAID)
+            return Hypothesis("η ≤ min{1, 1/β(r, r̄, ε)} along the path", None, NOT_SAID)
         name = "η ≤ min{1, 1/β(r, r̄, ε)} along the path"
         if self.is_flow:
             return Hypothesis(name, True, "a gradient flow: η → 0")

@@ -9,7 +9,7 @@ import numpy as np
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._path import Path
 from marginflow.theorems._site import Site
-from marginflow.theorems._verdict import Hypothesis
+from marginflow.theorems._verdict import NOT_SAID, Hypothesis
 
 _AGREE = 1e-10
 
@@ -45,7 +45,7 @@ def exponential(evidence: Evidence) -> Hypothesis:
     """``ℓ = e^{−m}``."""
     name = str(evidence.config["loss"])
     if evidence.unsaid("loss"):
-        return Hypothesis("the exponential loss", None, "the loop does not say its loss")
+        return Hypothesis("the exponential loss", None, NOT_SAID)
     return Hypothesis("the exponential loss", name == "exponential", name)
 
 
@@ -121,8 +121,10 @@ def assumption_2(evidence: Evidence, *, settled: bool = False) -> Hypothesis:
 def measured_alike(evidence: Evidence) -> Hypothesis:
     """The recorded margins are those under the attack trained against."""
     measured = evidence.config.get("measure_with", evidence.config["attack"])
-    met = None if evidence.unsaid("attack") else measured == evidence.config["attack"]
-    return Hypothesis("margins measured under the attack trained against", met, str(measured))
+    name = "margins measured under the attack trained against"
+    if evidence.unsaid("attack"):
+        return Hypothesis(name, None, NOT_SAID)
+    return Hypothesis(name, measured == evidence.config["attack"], str(measured))
 
 
 def separated(evidence: Evidence) -> Hypothesis:

@@ -9,6 +9,10 @@ from typing import Any, Literal
 Outcome = Literal["holds", "fails", "does not apply", "not reached"]
 
 
+NOT_SAID = "not said of this loop; declare it: Monitor(…, training={…})"
+"""The detail of a hypothesis about a monitored loop that only its owner can answer."""
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One condition of a statement and whether the run meets it.
@@ -77,6 +81,10 @@ class Claim:
     def judge(self, ok: bool | None, measured: str, advice: str = "") -> Verdict:
         """The verdict for a measured value: ``ok`` None means that it was not reached."""
         outcome: Outcome = "not reached" if ok is None else "holds" if ok else "fails"
+        unsaid = [h.name for h in self.hypotheses if h.needed and h.detail == NOT_SAID]
+        if ok is False and unsaid:
+            # What is not known to apply cannot fail.
+            outcome, advice = "not reached", f"say of the loop whether it has {'; '.join(unsaid)}"
         return self._verdict(outcome, measured, advice)
 
     @property
