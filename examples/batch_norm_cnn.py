@@ -1,10 +1,10 @@
 """Your own CNN with batch norm, and catastrophic overfitting, provoked and caught.
 
-A small CNN learns the ten bundled digits: 24 epochs against PGD of five steps, then, to save time, against
-FGSM of the same ε = 0.3, in one step. FGSM training of so large an ε overfits catastrophically: the
-accuracy under FGSM stays, that under PGD collapses. The monitor is told of FGSM alone; a stronger attack on
-a few examples comes with it, and raises the alarm. Batch norm leaves a network without normalised margins:
-what is not measured, and why, is said.
+A small CNN learns the ten bundled digits: 28 epochs against PGD of five steps, then, to save time, against
+FGSM of the same ε = 0.3, in one step and at a higher rate. FGSM training of so large an ε overfits
+catastrophically: the accuracy under FGSM stays, that under PGD collapses. The monitor is told of FGSM
+alone; a stronger attack on a few examples comes with it, and raises the alarm. Batch norm leaves a
+network without normalised margins: what is not measured, and why, is said.
 
     python examples/batch_norm_cnn.py [--out DIR]
 """
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 import marginflow as mf
 from marginflow.report import write_report
 
-EPS, SWITCH, EPOCHS, BATCH = 0.3, 24, 64, 64
+EPS, SWITCH, EPOCHS, BATCH = 0.3, 28, 72, 64
 
 
 class Net(nn.Module):
@@ -65,6 +65,8 @@ def main(out: Path) -> int:
     with mf.Monitor(model, data, attack, out=out, schedule=range(0, EPOCHS + 1, 4)) as monitor:
         for epoch in range(1, EPOCHS + 1):
             model.train()
+            if epoch == SWITCH + 1:
+                optimizer.param_groups[0]["lr"] = 0.1
             for rows in torch.randperm(data.n).split(BATCH):
                 x, y = data.x[rows], data.y[rows]
                 moved = perturbed(model, x, y, steps=5 if epoch <= SWITCH else 1)

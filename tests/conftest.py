@@ -11,18 +11,15 @@ import pytest
 _OTHER_LIBRARIES = tuple(Path(__file__).parent / name for name in ("extras", "integrations"))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Tests against other people's libraries run only where ``-m`` asks for them.
 
-    `make test` has an environment without those libraries and deselects these tests; `make
+    `make test` has an environment without those libraries and does not even read these tests; `make
     test-extras` runs them, and there a missing library fails.
     """
     if config.getoption("markexpr"):
-        return  # -m decides
-    others = {item for item in items if any(map(item.path.is_relative_to, _OTHER_LIBRARIES))}
-    deselected = [item for item in items if item in others]
-    items[:] = [item for item in items if item not in others]
-    config.hook.pytest_deselected(items=deselected)
+        return None  # -m decides
+    return True if any(map(collection_path.is_relative_to, _OTHER_LIBRARIES)) else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -213,7 +213,7 @@ class _Probe:
         with torch.no_grad():
             try:
                 outputs = functional_call(self.model, {**parameters, **buffers}, (self.x.clone(),))
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 raise ModelError(
                     f"the model does not take inputs of shape {tuple(self.x.shape)}: "
                     f"{str(error).splitlines()[0]}"

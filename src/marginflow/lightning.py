@@ -53,7 +53,12 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the monitor, and measure the weights that training begins with."""
         data = trainer.train_dataloader if self.data is None else self.data
-        self.monitor = Monitor(pl_module, data, self.attack, **self.options)
+        if self.monitor is None or self.monitor.model is not pl_module:
+            self.monitor = Monitor(pl_module, data, self.attack, **self.options)
+        elif self.options.get("out") is not None:
+            # A second `fit`: the directory was released at the end of the first.
+            again = {**self.options, "resume": True, "force": False}
+            self.monitor = Monitor(pl_module, data, self.attack, **again)
         self._measure(trainer, int(trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

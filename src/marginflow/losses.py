@@ -39,10 +39,11 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
         )
     if outputs.ndim == 1 or outputs.shape[1] == 1:
         if not bool(((y == 1) | (y == -1)).all()):
+            found = sorted(set(y.tolist()))
+            advice = "write 2*y - 1" if found in ([0, 1], [0], [1]) else "choose two classes"
             raise DataError(
                 "labels: expected −1 and +1 for a network with one output, got "
-                f"{sorted(set(y.tolist()))[:10]}; for labels 0 and 1 write 2*y - 1; else "
-                "choose two classes, or give the network one output per class and use cross-entropy"
+                f"{found[:10]}; {advice}, or give the network one output per class and use cross-entropy"
             )
         return True
     if y.dtype != torch.int64:

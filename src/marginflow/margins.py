@@ -262,7 +262,8 @@ def clean_and_adversarial(
     scores: tuple[list[Tensor], list[Tensor]] = ([], [])
     dead = []
     for start in range(0, x.shape[0], batch_size):
-        xb = x[start : start + batch_size].to(like)
+        # A copy: a model may work in place on what it is given.
+        xb = x[start : start + batch_size].to(like, copy=True)
         yb = y[start : start + batch_size].to(like.device)
         if clean:
             before, after, still = outputs_at.with_clean(xb, yb, generator)

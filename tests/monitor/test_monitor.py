@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
 import marginflow as mf
-from marginflow.errors import DataError, InputError, RunError
+from marginflow.errors import DataError, InputError, ModelError, RunError
 from marginflow.monitor._schedule import Due
 from marginflow.report import statement, write_report
 from marginflow.training import latest_point, log_spaced
@@ -371,7 +371,7 @@ def test_the_alarm_of_catastrophic_overfitting(caplog: pytest.LogCaptureFixture)
     ("change", "error", "message"),
     [
         ({"data": 3}, InputError, r"data: expected a Dataset, a pair"),
-        ({"data": [1, 2]}, InputError, "of something else"),
+        ({"data": [1, 2, 3]}, InputError, "of something else"),
         ({"model": "mlp:3"}, InputError, r"expected a torch\.nn\.Module, got str"),
         ({"schedule": "sometimes"}, InputError, "schedule"),
         ({"schedule": 5}, InputError, "schedule: expected 'log', 'every' or steps"),
@@ -380,6 +380,15 @@ def test_the_alarm_of_catastrophic_overfitting(caplog: pytest.LogCaptureFixture)
         ({"attack": "fgsm:eps=16"}, InputError, "in units of 1/255"),
         ({"resume": True, "force": True}, InputError, "exclude each other"),
         ({"log": ("tensorbord",)}, InputError, "tensorboard"),
+        ({"training": {"lr": torch.zeros(3)}}, InputError, "training: lr: expected a number"),
+        ({"training": {"attack": "bogus"}}, InputError, "unknown attack 'bogus'"),
+        ({"training": {"attack": len}}, InputError, "expected"),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(1))},
+            ModelError,
+            "run one batch first",
+        ),
+        ({"model": nn.Bilinear(64, 64, 1)}, ModelError, "does not take inputs"),
         ({"data": (torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 0]))}, DataError, r"2\*y - 1"),
     ],
 )
@@ -485,3 +494,126 @@ def test_what_is_not_known_to_apply_cannot_fail() -> None:
         .outcome
         == "holds"
     )
+
+
+def test_labels_that_do_not_fit_are_found_before_anything_is_written(
+    digits: mf.Dataset, tmp_path: Path
+) -> None:
+    y = torch.ones(60, dtype=torch.int64)
+    y[50] = 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(DataError, match="expected 0 … 1"):
+        mf.Monitor(model, (digits.x[:60], y), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_reading_a_loader_moves_no_random_state(digits: mf.Dataset) -> None:
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Drawing(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            random.random()
+            np.random.rand()  # noqa: NPY002
+            return super().__getitem__(index)
+
+    own = torch.Generator().manual_seed(7)
+    loader = DataLoader(
+        Drawing(digits.x[:40], digits.y[:40]), batch_size=8, shuffle=True, generator=own
+    )
+    before = everything(plain())
+    state = own.get_state()
+    mf.Monitor(plain(), loader, FGSM)
+    assert torch.equal(own.get_state(), state)
+    assert everything(plain()) == before
+
+
+def test_data_are_not_changed_by_a_model_that_works_in_place(digits: mf.Dataset) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(64, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x -= 0.1
+            return self.last(x.flatten(1))  # type: ignore[no-any-return]
+
+    x = digits.x.clone()
+    monitor = mf.Monitor(InPlace(), (x, digits.y), schedule="every")
+    first, second = monitor.measure(0), monitor.measure(1)
+    assert first["margin"] == second["margin"]
+    assert torch.equal(x, digits.x)
+
+
+def test_layers_are_measured_again_when_parameters_are_set_free(
+    digits: mf.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = plain()
+    first = next(model.parameters()).requires_grad_(False)
+    monitor = mf.Monitor(model, digits, FGSM, schedule="every", out=tmp_path / "run")
+    monitor.measure(0)
+    first.requires_grad_(True)
+    with torch.no_grad():
+        first.mul_(10)
+    found = monitor.measure(1)
+    assert "other parameters are trained" in caplog.text
+    fresh = mf.Monitor(model, digits, FGSM).measure(1)
+    assert found["normalized_margin"] == fresh["normalized_margin"]
+    assert len(mf.load_run(tmp_path / "run").config["layers"]) == 2
+
+
+def test_outputs_that_depend_on_the_batch_are_told(
+    digits: mf.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    mf.Monitor(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(144, 1)), digits)
+    assert "depend on the others in its batch" in caplog.text
+    caplog.clear()
+    mf.Monitor(batch_norm(), digits)
+    assert "depend on the others" not in caplog.text
+
+
+def test_made_in_inference_mode(digits: mf.Dataset) -> None:
+    model = plain()
+    with torch.inference_mode():
+        x = digits.x * 1
+        monitor = mf.Monitor(model, (x, digits.y), FGSM, examples=50)
+    seen = monitor.measure(np.int64(0))
+    assert (
+        seen["adversarial_accuracy"]
+        == mf.Monitor(model, (digits.x, digits.y), FGSM, examples=50).measure(0)[
+            "adversarial_accuracy"
+        ]
+    )
+
+
+def test_a_closed_monitor_and_another_network_are_refused(
+    digits: mf.Dataset, tmp_path: Path
+) -> None:
+    with mf.Monitor(plain(), digits, FGSM, out=tmp_path / "run") as monitor:
+        monitor.measure(0)
+        with pytest.raises(InputError, match="margin: a measurement has this name"):
+            monitor.measure(1, margin=9)
+    with pytest.raises(RunError, match="the monitor is closed"):
+        monitor.measure(1)
+    wider = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 17, bias=False), nn.ReLU(), nn.Linear(17, 1, bias=False)
+    )
+    with pytest.raises(RunError, match="shapes is"):
+        mf.Monitor(wider, digits, FGSM, out=tmp_path / "run", resume=True)
+
+
+def test_sinks_are_told_what_ended_a_loop(digits: mf.Dataset) -> None:
+    seen: list[object] = []
+
+    class Telling:
+        def write(self, records: Any) -> None: ...
+        def close(self) -> None: ...
+
+    monitor = mf.Monitor(plain(), digits, log=(Telling(),))
+    monitor.measure(0)
+    monitor._sinks.close = seen.append  # type: ignore[method-assign,assignment]
+    error = ValueError("boom")
+    with pytest.raises(ValueError, match="boom"), monitor:
+        raise error
+    assert seen == [error]

@@ -142,6 +142,8 @@ def build_model(spec: str, data: Dataset) -> nn.Module:
     from marginflow.models import build
 
     if not _FUNCTION.fullmatch(spec):
+        if "." in spec.partition(":")[0]:
+            raise InputError(f"--model: expected package.module:function, got {spec!r}")
         return build(spec, input_shape=data.shape, outputs=1 if data.binary else data.num_classes)
     place, _, name = spec.partition(":")
     here = str(Path.cwd())
@@ -154,6 +156,8 @@ def build_model(spec: str, data: Dataset) -> nn.Module:
             f"--model: cannot import {place!r} ({error}); call from the folder that holds it"
         ) from None
     function = getattr(module, name, None)
+    if isinstance(function, nn.Module):
+        return function
     if not callable(function):
         raise InputError(f"--model: the module {place!r} has no function {name!r}")
     try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,16 +16,17 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from marginflow._checks import whole
 from marginflow.attacks import Attack, check_budget
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset
-from marginflow.errors import InputError, ModelError, NotHomogeneousError
+from marginflow.errors import InputError, ModelError, NotHomogeneousError, RunError
 from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity
-from marginflow.losses import Loss, get_loss
+from marginflow.losses import Loss, check_labels, get_loss
 from marginflow.models import Network
-from marginflow.monitor._inputs import Data, as_dataset, declared, unwrapped
+from marginflow.monitor._inputs import Data, as_dataset, declared, plain, unwrapped
 from marginflow.monitor._record import NORMALIZED, Subject, for_json, parameter_norms, record_of
 from marginflow.monitor._recorder import Recorder
 from marginflow.monitor._schedule import Due, Schedule
@@ -134,7 +135,11 @@ class Monitor:
         if resume and force:
             raise InputError("resume and force exclude each other: continue the run, or replace it")
         self.model = unwrapped(model)
-        whole_data = as_dataset(data)
+        if any(isinstance(w, UninitializedParameter) for w in self.model.parameters()):
+            raise ModelError("the model has lazy layers without weights yet: run one batch first")
+        # What is made in inference mode is no good for autograd.
+        with torch.inference_mode(False):
+            whole_data = as_dataset(data)
         self.attack = build_attack(attack)
         self.loss = None if loss is None else get_loss(loss)
         self.batch_size = whole("batch_size", batch_size, least=1)
@@ -142,7 +147,8 @@ class Monitor:
         said = declared(training)
         sinks = check_sinks(log, out=out)
         against = stronger(self.attack) if strong == "auto" else build_attack(strong)
-        self.data = whole_data if examples is None else whole_data.sample(examples, seed=seed)
+        with torch.inference_mode(False):
+            self.data = whole_data if examples is None else whole_data.sample(examples, seed=seed)
         for budget in (self.attack, against):
             check_budget(budget, self.data.shape, self.data.bounds)
         self.homogeneity, reason = homogeneity, ""
@@ -153,7 +159,9 @@ class Monitor:
         self._told = (whole_data.name, examples, seed, schedule, said)
         self._recorder: Recorder | None = None
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._flagged = self._warned = False
+        self._flagged = self._warned = self._closed = False
+        # Layers that were given are the caller's to keep right.
+        self._trainable = None if homogeneity is not None else _trainable(self.model)
         names = (
             parameter_norms(self.model)
             if self.homogeneity is None
@@ -199,9 +207,14 @@ class Monitor:
             DataError: labels that do not fit the network.
             StorageError: the disk refuses.
         """
-        step = whole("step", step, least=0)
+        # numpy's whole numbers too
+        step = whole("step", operator.index(step) if hasattr(step, "__index__") else step, least=0)
         if not self.active:
             return {}
+        if self._closed:
+            raise RunError(
+                "the monitor is closed, and its run directory free; make another one, with resume=True"
+            )
         due = self._due(step)
         if not due and not now:
             self._pending = (step, context)
@@ -214,11 +227,14 @@ class Monitor:
             place = None if self._recorder is None else self._recorder.directory.path
             self._sinks = open_sinks(self._log, place, self.run.config, records=self.records)
             self._log = ()
-        told = {key: _plain(key, value) for key, value in context.items()}
+        told = {key: plain(key, value) for key, value in context.items()}
+        self._follow_freezing()
         with _quietly(self.model):
             found = self._found()
             if self._strong is not None and not self._spoilt():
                 found |= self._strong.measure(step, forced=now)
+        for name in told.keys() & found.keys():
+            raise InputError(f"{name}: a measurement has this name; give it another")
         record = {key: for_json(value) for key, value in ({"step": step} | told | found).items()}
         self.records.append(record)
         self._raise_alarm()
@@ -236,9 +252,13 @@ class Monitor:
         if self._pending is not None:
             step, context = self._pending
             self.measure(step, now=True, **context)
-        self._sinks.close()
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._sinks.close(error)
         if self._recorder is not None:
             self._recorder.close()
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -251,7 +271,9 @@ class Monitor:
     ) -> None:
         if error is not None:
             self._pending = None  # the weights may be anything now
-        self.close()
+            self._end(error)
+        else:
+            self.close()
 
     @property
     def run(self) -> Run:
@@ -282,6 +304,36 @@ class Monitor:
         few = self.data.subset(range(min(2, self.data.n)))
         with _quietly(self.model):
             self._subject.margins(few, self.attack)
+            like = next(self.model.parameters(), few.x)
+            with torch.no_grad():
+                both, one = (self.model(few.x[:k].to(like, copy=True)) for k in (2, 1))
+        # All labels, and not only those of two examples.
+        for part in (self.data, self.data.test):
+            if part is not None:
+                check_labels(one.cpu()[:1].expand(part.n, *one.shape[1:]), part.y.cpu())
+        if not torch.allclose(both[:1], one, rtol=1e-2, atol=1e-2 * float(both.abs().max())):
+            _log.warning(
+                "Monitor: the outputs of an example depend on the others in its batch (batch norm without "
+                "running means?), and so does what is measured: on batch_size"
+            )
+
+    def _follow_freezing(self) -> None:
+        """Measure the layers again if parameters were frozen or set free since."""
+        if self._trainable is None or self._trainable == (now := _trainable(self.model)):
+            return
+        _log.warning(
+            "Monitor: other parameters are trained than before; from now on other layers are measured"
+        )
+        self._trainable = now
+        self.homogeneity, reason = _layers(self.model, self.data)
+        self.left_out = dict.fromkeys(NORMALIZED, reason) if reason else {}
+        if self._strong is not None:
+            few = self._strong.subject
+            self._strong.subject = dataclasses.replace(few, homogeneity=self.homogeneity)
+        if self._recorder is not None:
+            stored = self._recorder.directory.read_config()
+            config = {"layers": self._table(), "left_out": reason or None}
+            self._recorder.directory.write_config({**stored, **config})
 
     def _found(self) -> dict[str, Any]:
         """The measurements; of weights without a direction (0, NaN) what is left of them."""
@@ -319,9 +371,6 @@ class Monitor:
         name, examples, seed, schedule, said = self._told
         model, used = self.model, self.data
         parameter = next(model.parameters(), used.x)
-        layers = [
-            {"name": name, "parameters": [name], "degree": None} for name in parameter_norms(model)
-        ]
         return {
             "kind": "monitor",
             "data": name,
@@ -342,22 +391,21 @@ class Monitor:
             "left_out": next(iter(self.left_out.values()), None),
             "dtype": str(parameter.dtype).removeprefix("torch."),
             "device": str(parameter.device),
-            "layers": layers if self.homogeneity is None else self.homogeneity.table(),
+            "layers": self._table(),
+            "shapes": {name: list(w.shape) for name, w in model.named_parameters()},
         }
 
+    def _table(self) -> list[dict[str, Any]]:
+        if self.homogeneity is not None:
+            return self.homogeneity.table()
+        return [
+            {"name": name, "parameters": [name], "degree": None}
+            for name in parameter_norms(self.model)
+        ]
 
-def _plain(name: str, value: Any) -> Any:
-    """What a caller adds to a record, as JSON can hold it: tensors and numpy's numbers as Python's."""
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "size", None) is not None and math.prod(value.shape) == 1:
-        value = item()
-    try:
-        json.dumps(for_json(value))
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{name}: expected a number, text or a list of them, got {type(value).__name__}"
-        ) from None
-    return value
+
+def _trainable(model: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, w in model.named_parameters() if w.requires_grad)
 
 
 def _layers(model: nn.Module, data: Dataset) -> tuple[Homogeneity | None, str]:

@@ -15,7 +15,7 @@ from marginflow.runs import Metrics, RunDirectory, provenance
 _SHARE = 0.003
 """The part of the time, at most, that goes into checkpoints before the last one."""
 
-_FIXED = ("data_sha256", "measure_with", "loss", "model_spec", "layers", "strong")
+_FIXED = ("data_sha256", "measure_with", "loss", "model_spec", "shapes", "strong")
 """What must be the same of a run that is continued: its measurements would not compare otherwise."""
 
 

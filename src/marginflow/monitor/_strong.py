@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from marginflow.overfitting import Overfitting, detect_overfitting
 
 _STEPS = 7
 _PER_DECADE = PER_DECADE // 2
+_SLACK = 0.05
 _LEAST, _MOST, _SHARE = 100, 512, 8
 
 
@@ -49,7 +51,7 @@ class Strong:
         """
         if not self.due(step) and not forced:
             return {}
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"sample_size": self.subject.data.n}
         for name, attack in (("sample", self.subject.attack), ("strong", self.attack)):
             margins = self.subject.margins(self.subject.data, attack)[1]
             least = margins.min if margins.rho is None else margins.normalized_min
@@ -58,7 +60,10 @@ class Strong:
 
 
 def overfitting_of(records: Sequence[Mapping[str, Any]]) -> Overfitting | None:
-    """What :func:`detect_overfitting` says of the records that have both accuracies."""
+    """What :func:`detect_overfitting` says of the records that have both accuracies.
+
+    Its slack is 0.05, or 1/√n where that is more: twice what n examples scatter by chance.
+    """
     sides = {
         name: [
             {
@@ -74,4 +79,7 @@ def overfitting_of(records: Sequence[Mapping[str, Any]]) -> Overfitting | None:
     }
     if not sides["strong"]:
         return None
-    return detect_overfitting(sides["sample"], sides["strong"])
+    size = next(r["sample_size"] for r in records if "strong_accuracy" in r)
+    return detect_overfitting(
+        sides["sample"], sides["strong"], slack=max(_SLACK, 1 / math.sqrt(size))
+    )

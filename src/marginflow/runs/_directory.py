@@ -150,7 +150,10 @@ class RunDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise RunError(f"another process is writing the run {str(self.path)!r}") from None
+            raise RunError(
+                f"another process is writing the run {str(self.path)!r}, or a monitor of this one "
+                "that was not closed"
+            ) from None
         self._lock = descriptor
 
     def _remove_leftovers(self) -> None:

@@ -144,7 +144,7 @@ class Run:
             if not self.config.get("model"):
                 raise RunError(
                     f"the run {self.name!r} trained a model of its own kind; build it and call "
-                    "load_model(into=model)"
+                    "load_model(into=model), or name its function: --model package.module:function"
                 )
             into = build(self.config["model"]).to(next(iter(weights.values())).dtype)
         load_weights(into, weights)
