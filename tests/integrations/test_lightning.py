@@ -205,3 +205,28 @@ def test_what_cannot_be_is_refused_before_the_first_step(tmp_path: Path) -> None
     with pytest.raises(mf.errors.RunError):
         fit(MarginCallback(DATA, out=tmp_path / "run"), epochs=1)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_second_fit_goes_on_with_the_same_callback(tmp_path: Path) -> None:
+    """In memory and on disk: the records of both fits, none twice."""
+    for out in (None, tmp_path / "run"):
+        torch.manual_seed(0)
+        module = Module(plain=True)
+        watch = MarginCallback(
+            (DATA.x, DATA.y),
+            mf.attacks.FGSM(eps=EPS),
+            schedule="every",
+            **({"out": out} if out else {}),
+        )
+        loader = DataLoader(TensorDataset(DATA.x, DATA.y.float()), batch_size=32)
+        for last in (2, 4):
+            trainer = L.Trainer(
+                max_epochs=last, callbacks=[watch], logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+            )  # fmt: skip
+            trainer.fit(module, loader)
+        assert watch.monitor is not None
+        steps = [r["step"] for r in watch.monitor.records]
+        assert steps[-1] == 4
+        if out is not None:
+            assert [r["step"] for r in mf.load_run(out).metrics] == steps == [0, 1, 2, 3, 4]
