@@ -233,7 +233,8 @@ class Monitor:
             found = self._found()
             if self._strong is not None and not self._spoilt():
                 found |= self._strong.measure(step, forced=now)
-        for name in told.keys() & found.keys():
+        # Our own trainings, which give the layers, tell ln L as they went; the measured one counts.
+        for name in told.keys() & found.keys() if self._trainable is not None else ():
             raise InputError(f"{name}: a measurement has this name; give it another")
         record = {key: for_json(value) for key, value in ({"step": step} | told | found).items()}
         self.records.append(record)
