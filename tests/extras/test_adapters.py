@@ -179,6 +179,30 @@ def test_a_specification_builds_the_same_attack_again(spec: str) -> None:
     assert torch.equal(*deltas)
 
 
+def test_making_an_attack_draws_no_global_random_numbers() -> None:
+    """Of a library's class a first one is made on a network, which has weights."""
+    makes: list[Callable[[], Any]] = [
+        lambda spec=spec: build(spec)
+        for spec in (*THEIRS.values(), *RANDOM.values(), *SMALLEST.values())
+    ]
+    makes += [
+        lambda: mf.attacks.from_foolbox("LinfPGD", eps=0.1),
+        lambda: mf.attacks.from_torchattacks("PGD", eps=0.1),
+        lambda: mf.attacks.from_art("ProjectedGradientDescent", eps=0.1),
+        lambda: build("autoattack-linf:eps=0.1"),
+    ]
+    for make in makes:
+        of_torch, of_numpy, of_python = (
+            torch.get_rng_state(),
+            np.random.get_state(),  # noqa: NPY002
+            random.getstate(),
+        )
+        make()
+        assert torch.equal(torch.get_rng_state(), of_torch)
+        assert all(map(np.array_equal, np.random.get_state(), of_numpy))  # noqa: NPY002
+        assert random.getstate() == of_python
+
+
 def test_attacks_given_as_objects() -> None:
     foolbox, torchattacks = (importlib.import_module(m) for m in ("foolbox", "torchattacks"))
     evasion = importlib.import_module("art.attacks.evasion")

@@ -329,3 +329,18 @@ def test_patches_that_release_0_3_cannot_carry_are_matrices() -> None:
     assert bool((interval <= crown).all())
     assert bool((crown <= attacked).all())
     assert float((attacked - crown).median()) < 0.3 * float((attacked - interval).median())
+
+
+def test_a_network_that_the_library_refuses_prints_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Release 0.3 prints the weights of the node that it does not know."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.ReLU(), nn.Linear(4, 1)
+    )
+    attack = mf.attacks.FGSM(0.05)
+    with pytest.raises(ModelError, match=r"auto-LiRPA .* cannot bound this network"):
+        mf.certified_margins(model, draw(0, 5, 6), torch.ones(5), attack, method="crown")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import marginflow as mf
 from marginflow.cli import main
@@ -296,3 +297,42 @@ def test_a_flow_and_a_maximisation_from_the_command_line(
         assert mlflow_points(out) == expected(out)
         assert tensorboard_points(out) == expected(out, single)
     assert mlflow_points(flow)["log_time"][-1][1] == pytest.approx(3.0, rel=1e-6)
+
+
+def test_mlflow_gets_what_a_resumed_loop_measures_anew(
+    tmp_path: Path, mlflow_experiment: str
+) -> None:
+    """The same points once, those that are replaced twice, the later one last."""
+    from mlflow import MlflowClient
+
+    out, x, y = tmp_path / "run", torch.eye(4), torch.arange(4) % 2 * 2 - 1
+    norm = "layer_norms/linear1.weight"
+
+    def measured(steps: range, seed: int) -> list[float]:
+        model = mf.models.mlp(4, 3, 1, seed=seed)
+        with mf.Monitor(
+            model, (x, y), out=out, resume=True, schedule="every", log="mlflow"
+        ) as seen:
+            for step in steps:
+                seen.measure(step)
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.mul_(1.5)
+        return [point for _, point in expected(out)[norm]]
+
+    first = measured(range(4), 0)
+    second = measured(range(2, 5), 1)
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]
+    client, name = MlflowClient(), mlflow_run(out).info.run_id
+
+    def history() -> list[tuple[int, float]]:
+        points = client.get_metric_history(name, norm)
+        return [(p.step, p.value) for p in sorted(points, key=lambda p: (p.step, p.timestamp))]
+
+    both = [point for step in (2, 3) for point in ((step, first[step]), (step, second[step]))]
+    assert history() == [(0, first[0]), (1, first[1]), *both, (4, second[4])]
+    measured(range(5, 6), 1)
+    assert len(history()) == 8, "what was replaced is not replaced again"
+    shown = dict(history())
+    assert list(shown.values()) == [value for _, value in expected(out)[norm]]

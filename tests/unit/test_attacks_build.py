@@ -156,6 +156,17 @@ def test_what_is_no_spec() -> None:
         build(5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("library", ["art", "foolbox", "torchattacks"])
+def test_an_attack_object_of_another_library_is_told_its_way(library: str) -> None:
+    theirs = type("Sweep", (), {"__module__": f"{library}.attacks.sweep"})
+    for attack in (theirs, theirs()):
+        with pytest.raises(SpecificationError, match=rf"mf\.attacks\.from_{library}\(Sweep, eps="):
+            build(attack)
+    other = type("Sweep", (), {"__module__": f"{library}2.attacks"})()
+    with pytest.raises(SpecificationError, match="expected a specification such as"):
+        build(other)
+
+
 # --- finite sets from files
 
 

@@ -20,6 +20,7 @@ from marginflow.attacks._foreign import (
     library,
     named,
     norm_of,
+    random_as_found,
     read_options,
     said_norm,
     signature,
@@ -58,6 +59,7 @@ class ArtAttack(ForeignAttack):
         return torch.from_numpy(found).to(x)
 
 
+@random_as_found()
 def from_art(
     attack: Any,
     eps: float,

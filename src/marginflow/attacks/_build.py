@@ -42,12 +42,18 @@ def build(spec: str | Attack | None) -> Attack | None:
 
     Raises:
         SpecificationError: malformed, an unknown name or option (the nearest is given),
-            a missing ``eps``.
+            a missing ``eps``; an attack object of another library.
         InputError: a number out of range, a file that cannot be read.
         MissingDependencyError: the library of the attack is not installed.
     """
     if spec is None or isinstance(spec, Attack):
         return spec
+    kind = spec if isinstance(spec, type) else type(spec)
+    if (library := kind.__module__.partition(".")[0]) in _LIBRARIES:
+        raise SpecificationError(
+            f"attack: expected a specification or an attack of marginflow, got {library}'s "
+            f"{kind.__name__}; give mf.attacks.from_{library}({kind.__name__}, eps=…)"
+        )
     parsed = parse(spec, "attack")
     if any(parsed.name.startswith(f"{kind}(") for kind in _NAMED):
         raise SpecificationError(
@@ -186,5 +192,7 @@ _KINDS: dict[str, Callable[[Spec], Attack | None]] = {
     "pgd-linf": _pgd("linf"),
     "torchattacks": _foreign(build_torchattacks),
 }
+_LIBRARIES = frozenset({"art", "foolbox", "torchattacks"})
+"""Modules of which an attack object is made one of ours by ``from_…``."""
 _NAMED = frozenset({"art", "finite-set", "foolbox", "torchattacks"})
 """Kinds whose first argument is a name; some of them are described as ``kind(…)``, which builds none."""

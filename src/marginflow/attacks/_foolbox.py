@@ -19,6 +19,7 @@ from marginflow.attacks._foreign import (
     library,
     named,
     norm_of,
+    random_as_found,
     read_options,
     signature,
 )
@@ -53,6 +54,7 @@ class FoolboxAttack(ForeignAttack):
         return moved
 
 
+@random_as_found()
 def from_foolbox(
     attack: Any,
     eps: float,

@@ -152,13 +152,27 @@ def library(module: str, package: str) -> Any:
     Raises:
         MissingDependencyError: with the exact install command.
     """
-    with warnings.catch_warnings():
+    with random_as_found(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return optional(module, package, "this attack", EXTRA)
         except ModuleNotFoundError as error:
             # The package is there without what it needs, as torchattacks is without torchvision.
             raise MissingDependencyError(error.name or package, package, EXTRA) from error
+
+
+@contextlib.contextmanager
+def random_as_found() -> Iterator[None]:
+    """Put the global random states of PyTorch, NumPy and Python back afterwards."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = list(range(torch.cuda.device_count())) if started else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 @contextlib.contextmanager
@@ -169,15 +183,12 @@ def left_as_found(model: nn.Module, device: torch.device, seed: int) -> Iterator
     modes = [(module, module.training) for module in model.modules()]
     # Running means move where a library switches to training mode.
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cuda = list(range(torch.cuda.device_count())) if started else []
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
         for parameter in leaves:
             parameter.requires_grad_(False)
             parameter.grad = None
-        with torch.random.fork_rng(devices=cuda), on_device:
+        with random_as_found(), on_device:
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 torch.cuda.manual_seed(seed)
@@ -185,8 +196,6 @@ def left_as_found(model: nn.Module, device: torch.device, seed: int) -> Iterator
             random.seed(seed)
             yield
     finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
         for module, training in modes:
             module.training = training
         with torch.no_grad():

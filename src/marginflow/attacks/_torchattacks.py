@@ -19,6 +19,7 @@ from marginflow.attacks._foreign import (
     library,
     named,
     norm_of,
+    random_as_found,
     read_options,
     said_norm,
     signature,
@@ -73,6 +74,7 @@ class TorchattacksAttack(ForeignAttack):
         return seen.from_image(made(images, labels).detach())
 
 
+@random_as_found()
 def from_torchattacks(
     attack: Any, eps: float, p: float | str | None = None, **options: Any
 ) -> Attack:

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import sys
 import types
 import warnings
@@ -98,9 +99,14 @@ def _is_old() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Deprecations of the library are no business of who asks for a bound."""
-    # Recorded, not only ignored: the library sets a filter of its own when imported.
-    with warnings.catch_warnings(record=True):
+    """Deprecations of the library are no business of who asks for a bound, nor is what it prints."""
+    # Recorded, not only ignored: the library sets a filter of its own when imported. It prints the
+    # weights of a network that it refuses; a sink keeps none of them.
+    with (
+        warnings.catch_warnings(record=True),
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
         warnings.simplefilter("ignore")
         yield
 

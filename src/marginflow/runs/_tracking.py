@@ -55,7 +55,7 @@ class MlflowSink:
         self.error: BaseException | None = None
         self._mlflow = optional("mlflow", "mlflow", "log 'mlflow'", "mlflow")
         self._layers = layer_names(config)
-        self._there: set[tuple[str, int]] = set()
+        self._there: dict[tuple[str, int], float] = {}
         with _impatient():
             self._client = self._mlflow.MlflowClient()
             self._id = self._continued(directory, config) or self._begun(directory, config)
@@ -67,14 +67,18 @@ class MlflowSink:
         return Path(directory) / "mlflow.json"
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log the numbers of ``records`` at their steps."""
+        """Log the numbers of ``records`` at their steps, but for those that are there already.
+
+        Where a run was resumed from an earlier step, the new value comes after the one that it replaces:
+        MLflow deletes no points, and takes the later one for the value of the step.
+        """
         metric, now = self._mlflow.entities.Metric, int(time.time() * 1000)
         found = [
             metric(_allowed(name), value, now, int(record["step"]))
             for record in records
             for name, value in numbers_in(record, self._layers).items()
         ]
-        new = iter([m for m in found if (m.key, m.step) not in self._there])
+        new = iter([m for m in found if self._there.get((m.key, m.step)) != m.value])
         with _impatient():
             while batch := list(itertools.islice(new, _MOST)):
                 self._client.log_batch(self._id, metrics=batch)
@@ -107,7 +111,9 @@ class MlflowSink:
             return None
         for key in run.data.metrics:
             history = self._client.get_metric_history(name, key)
-            self._there |= {(point.key, int(point.step)) for point in history}
+            # Of several at a step the latest counts, by MLflow's own order.
+            history = sorted(history, key=lambda point: (point.timestamp, point.value))
+            self._there |= {(point.key, int(point.step)): point.value for point in history}
         # Parameters of an MLflow run are fixed: what has changed since becomes a tag.
         for key, value in _params(config).items():
             if run.data.params.get(key, value) != value:
