@@ -100,15 +100,20 @@ def _is_old() -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Deprecations of the library are no business of who asks for a bound, nor is what it prints."""
-    # Recorded, not only ignored: the library sets a filter of its own when imported. It prints the
-    # weights of a network that it refuses; a sink keeps none of them.
-    with (
-        warnings.catch_warnings(record=True),
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+    # It logs the weights of a network that it refuses, as errors.
+    logger = logging.getLogger("auto_LiRPA.utils")
+    was_off, logger.disabled = logger.disabled, True
+    try:
+        # Recorded, not only ignored: the library sets a filter of its own when imported.
+        with (
+            warnings.catch_warnings(record=True),
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_off
 
 
 @contextlib.contextmanager
