@@ -232,7 +232,8 @@ def _carried_out(planned: Sequence[Job], jobs: int) -> Iterator[Iterator[tuple[J
     except BaseException as error:
         # Ctrl-C, a training that failed, or a caller that wants no more: the others need not end.
         stop.value = 1
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in futures:
+            future.cancel()
         if isinstance(error, KeyboardInterrupt):
             wait([f for f in futures if not f.cancelled()], timeout=_GRACE)
             for process in multiprocessing.active_children():
