@@ -18,9 +18,7 @@ from torch.nn.functional import cross_entropy, softplus
 
 import marginflow as mf
 from marginflow.errors import DataError, InputError, ModelError, RunError
-from marginflow.monitor._schedule import Due
 from marginflow.report import statement, write_report
-from marginflow.training import latest_point, log_spaced
 
 EPS = 0.1
 FGSM = mf.attacks.FGSM(eps=EPS)
@@ -153,32 +151,6 @@ def test_the_numbers_are_those_of_our_own_training(digits: mf.Dataset) -> None:
     for key, value in run.final.items():
         if key in seen and key not in ("step", "epoch"):
             assert seen[key] == value, key
-
-
-def test_log_schedule_is_the_grid() -> None:
-    """Counting every step is measured on the grid; strides hit each point that they leap over."""
-    due = Due("log")
-    assert [s for s in range(1001) if due(s)] == sorted(
-        {p for p in log_spaced(1001, 10) if p <= 1000}
-    )
-    naive = {round(10 ** (j / 10)) for j in range(60)}
-    for stride in (1, 7, 100):
-        due, before, seen = Due("log"), -1, []
-        for step in range(0, 3000, stride):
-            if due(step):
-                seen.append(step)
-            else:
-                assert not any(before < p <= step for p in naive)
-            before = step
-        assert len(seen) > 5
-    assert Due("log")(5)  # the first is always due
-    again = Due("log")
-    assert [again(s) for s in (100, 101, 3, 4)] == [True, False, True, True]
-
-
-@pytest.mark.parametrize("step", [1, 2, 9, 10, 11, 99, 100, 101, 12345])
-def test_latest_point(step: int) -> None:
-    assert latest_point(step) == max(p for p in log_spaced(10**6) if p <= step)
 
 
 def test_undue_steps_return_the_record_before_and_the_last_comes_with_close(
@@ -520,11 +492,11 @@ def test_reading_a_loader_moves_no_random_state(digits: mf.Dataset) -> None:
     loader = DataLoader(
         Drawing(digits.x[:40], digits.y[:40]), batch_size=8, shuffle=True, generator=own
     )
-    before = everything(plain())
-    state = own.get_state()
-    mf.Monitor(plain(), loader, FGSM)
+    model = plain()
+    before, state = everything(model), own.get_state()
+    mf.Monitor(model, loader, FGSM)
     assert torch.equal(own.get_state(), state)
-    assert everything(plain()) == before
+    assert everything(model) == before
 
 
 def test_data_are_not_changed_by_a_model_that_works_in_place(digits: mf.Dataset) -> None:
