@@ -10,10 +10,12 @@ from torch import nn
 
 from marginflow._checks import choice
 from marginflow.attacks import Attack, Derivative
+from marginflow.distributed import current, first
 from marginflow.engine._autograd import AutogradEngine
 from marginflow.engine._base import Engine
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._fused import FusedEngine, PerturbationPrecision, refusal
+from marginflow.engine._parallel import ParallelEngine
 from marginflow.engine._products import Products, choose_products
 from marginflow.errors import InputError
 from marginflow.losses import Loss
@@ -36,7 +38,7 @@ def build(
     products: Products | None = None,
     perturbation_precision: PerturbationPrecision = "float32",
 ) -> Engine:
-    """The engine for a training.
+    """The engine for a training; that of all processes where several work together.
 
     Args:
         model: the network.
@@ -55,6 +57,13 @@ def build(
         ModelError: ``fused`` where it does not apply.
         InputError: bf16 where the engine is autograd.
     """
+    team = current()
+    if team is not None:
+        batch_size = -(-batch_size // team.size)
+
+    def choose(network: DenseNetwork) -> Products:
+        return choose_products(max(network.weights, key=lambda w: w.numel()), batch_size)
+
     choice("engine", engine, ("auto", "autograd", "fused"))
     choice("perturbation_precision", perturbation_precision, ("float32", "bf16"))
     reason = refusal(model, attack, derivative, shape)
@@ -66,14 +75,11 @@ def build(
                 "perturbation_precision: bf16 needs the fused engine"
                 + (f": {reason}" if reason else ", got engine='autograd'")
             )
-        return AutogradEngine(model, loss, attack, derivative)
+        return _shared(AutogradEngine(model, loss, attack, derivative))
     if products is None:
         network = DenseNetwork.of(model, shape)
-        products = "default"
-        if network is not None:
-            largest = max(network.weights, key=lambda w: w.numel())
-            products = choose_products(largest, batch_size)
-    return FusedEngine(
+        products = "default" if network is None else first(choose)(network)
+    own = FusedEngine(
         model,
         loss,
         attack,
@@ -82,6 +88,13 @@ def build(
         products=products,
         perturbation_precision=perturbation_precision,
     )
+    return _shared(own)
+
+
+def _shared(own: Engine) -> Engine:
+    """``own``, or its work together with that of the other processes."""
+    team = current()
+    return own if team is None else ParallelEngine(own, team)
 
 
 def auto_engine() -> Literal["autograd", "fused"]:
