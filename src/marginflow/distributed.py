@@ -62,6 +62,7 @@ class Team:
         self.agreed = False
         self.lost = False
         self._store = store
+        self._left = False
         self._asked: threading.Event | None = None
 
     def rows(self, n: int) -> slice:
@@ -104,6 +105,23 @@ class Team:
         return torch.cat(
             [f[: high - low] for f, low, high in zip(found, bounds, bounds[1:], strict=False)]
         )
+
+    def collect(self, part: Tensor) -> Tensor:
+        """The parts of all processes one after the other, however many rows each has.
+
+        Args:
+            part: (rows, …), of one dtype and shape but for the rows.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
+        lengths = self.each(torch.tensor(len(part), device=part.device)).tolist()
+        padded = part.new_zeros((max(lengths), *part.shape[1:]))
+        padded[: len(part)] = part
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        with self._talking():
+            dist.all_gather(found, padded)
+        return torch.cat([f[:length] for f, length in zip(found, lengths, strict=True)])
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors of one dtype, in one message.
@@ -216,7 +234,10 @@ class Team:
             self._asked = None
 
     def leave_word(self, error: BaseException) -> None:
-        """Let the others know why this process ends."""
+        """Let the others know why this process ends; the first word counts."""
+        if self._left:
+            return
+        self._left = True
         with contextlib.suppress(Exception):
             self._store.set(f"end/{self.rank}", str(error) or type(error).__name__)
 

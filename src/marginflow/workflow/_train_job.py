@@ -95,7 +95,7 @@ class TrainingJob:
             recording.append(self.keeping)
         if not self.finished:
             self.sinks = self._open_sinks()
-        if self.directory is not None or self.sinks:
+        if self.directory is not None or self.log:
             self.recording = Recording(
                 self.directory, self.monitor, elapsed, pace=pace, sinks=self.sinks
             )
@@ -182,13 +182,13 @@ class TrainingJob:
         )
 
     def _open_sinks(self) -> Sinks:
-        team = current()
-        if team is not None and team.rank:
-            return Sinks()
         config, path = self.config, None
         if self.directory is not None:
             config, path = self.directory.read_config(), self.directory.path
         records = () if self.monitor is None else self.monitor.records
+        team = current()
+        if team is not None and team.rank:
+            return Sinks()
         return open_sinks(self.log, path, config, records=records)
 
     def with_advice(self, error: DivergedError) -> DivergedError:
