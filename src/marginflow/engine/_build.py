@@ -15,7 +15,7 @@ from marginflow.engine._autograd import AutogradEngine
 from marginflow.engine._base import Engine
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._fused import FusedEngine, PerturbationPrecision, refusal
-from marginflow.engine._parallel import ParallelEngine
+from marginflow.engine._parallel import divided
 from marginflow.engine._products import Products, choose_products
 from marginflow.errors import InputError
 from marginflow.losses import Loss
@@ -58,10 +58,9 @@ def build(
         InputError: bf16 where the engine is autograd.
     """
     team = current()
-    if team is not None:
-        batch_size = -(-batch_size // team.size)
 
     def choose(network: DenseNetwork) -> Products:
+        # Of all processes' rows: the choice is that of one process, and with it the bits.
         return choose_products(max(network.weights, key=lambda w: w.numel()), batch_size)
 
     choice("engine", engine, ("auto", "autograd", "fused"))
@@ -75,7 +74,8 @@ def build(
                 "perturbation_precision: bf16 needs the fused engine"
                 + (f": {reason}" if reason else ", got engine='autograd'")
             )
-        return _shared(AutogradEngine(model, loss, attack, derivative))
+        own: Engine = AutogradEngine(model, loss, attack, derivative)
+        return own if team is None else divided(own, team, shape, batch_size)
     if products is None:
         network = DenseNetwork.of(model, shape)
         products = "default" if network is None else first(choose)(network)
@@ -88,13 +88,7 @@ def build(
         products=products,
         perturbation_precision=perturbation_precision,
     )
-    return _shared(own)
-
-
-def _shared(own: Engine) -> Engine:
-    """``own``, or its work together with that of the other processes."""
-    team = current()
-    return own if team is None else ParallelEngine(own, team)
+    return own if team is None else divided(own, team, shape, batch_size)
 
 
 def auto_engine() -> Literal["autograd", "fused"]:

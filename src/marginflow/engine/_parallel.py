@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from marginflow.attacks import PGD, Attack
 from marginflow.distributed import RowsGenerator, Team
 from marginflow.engine._base import Engine, LossGradient
+from marginflow.engine._captured import CapturedStep
+from marginflow.engine._fused import FusedEngine
 from marginflow.errors import InputError
 
 _TRIED = 8
@@ -76,7 +79,7 @@ class ParallelEngine(Engine):
         rows = team.rows(n)
         count = n if count is None else count
         found = self.own(
-            x[rows], y[rows], self._source(generator, n), log_reference, count, of_log=of_log
+            x[rows], y[rows], rows_of(generator, self.team, n), log_reference, count, of_log=of_log
         )
         loss, gradients, logs = found.loss, found.gradients, None
         if of_log:
@@ -103,7 +106,9 @@ class ParallelEngine(Engine):
             ProcessLostError: another process is gone.
         """
         rows, n = self.team.rows(len(y)), len(y)
-        return self.team.gather(self.own.scores(x[rows], y[rows], self._source(generator, n)), n)
+        return self.team.gather(
+            self.own.scores(x[rows], y[rows], rows_of(generator, self.team, n)), n
+        )
 
     def reach(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
@@ -114,15 +119,111 @@ class ParallelEngine(Engine):
             ProcessLostError: another process is gone.
         """
         rows, n = self.team.rows(len(y)), len(y)
-        scores, reach = self.own.reach(x[rows], y[rows], self._source(generator, n))
+        scores, reach = self.own.reach(x[rows], y[rows], rows_of(generator, self.team, n))
         scores = self.team.gather(scores, n)
         return scores, None if reach is None else self.team.gather(reach, n)
 
-    def _source(self, generator: torch.Generator | None, n: int) -> torch.Generator | None:
-        """The draws of the own rows, as one process draws them for the batch."""
-        if generator is None:
-            return None
-        return RowsGenerator.of(generator, self.team.rows(n), n)
+
+class ParallelFusedEngine(FusedEngine):
+    """The step of :class:`FusedEngine`, with the perturbation and the forward pass divided.
+
+    What the processes exchange are the perturbed inputs and the hidden layers of their examples, and each
+    takes the rest of the step, backward pass and update, for all of the batch, as one process does. So
+    the bits are those of one process wherever the library's product with some columns has the bits of that
+    with all of them, which PyTorch's have as a rule. (Trajectories of networks with kinks, and of
+    attacks by signs, double a difference in every few steps: agreement to a rounding would not last.)
+    These factors are a smaller message than the gradient where a batch is small. Where it is not, see
+    :func:`divided`, the gradients are added up.
+
+    Args:
+        own: the engine of one process.
+        team: the processes.
+    """
+
+    def __init__(self, own: FusedEngine, team: Team, shape: Sequence[int]) -> None:
+        super().__init__(
+            own.model,
+            own.loss,
+            own.attack,
+            own.derivative,
+            shape=shape,
+            products=own.products,
+            perturbation_precision=own.perturbation_precision,
+        )
+        self.team = team
+
+    def check(self, x: Tensor, y: Tensor) -> None:
+        """Refuse an attack that cannot be divided, and what one process refuses.
+
+        Raises:
+            InputError: an attack that draws random numbers of its own.
+        """
+        check_divisible(self.attack)
+        super().check(x, y)
+
+    def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The scores z_i at the perturbed inputs, (n,), without gradients.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
+        rows, n = self.team.rows(len(y)), len(y)
+        source = rows_of(generator, self.team, n)
+        return self.team.gather(super().scores(x[rows], y[rows], source), n)
+
+    def reach(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores and how far each can move the weights; see :meth:`Engine.reach`.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
+        rows, n = self.team.rows(len(y)), len(y)
+        scores, reach = super().reach(x[rows], y[rows], rows_of(generator, self.team, n))
+        scores = self.team.gather(scores, n)
+        return scores, None if reach is None else self.team.gather(reach, n)
+
+    def _forward(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        team, n = self.team, len(y)
+        rows = team.rows(n)
+        own = self._perturbed(x[rows], y[rows], rows_of(generator, team, n))
+        self.network.forward(own)
+        parts = [own, *self.network.kept(own)]
+        asked = own.new_full((1, own.shape[1]), float(team.asked))
+        found = team.gather(torch.cat([*parts, asked]).mT, n).mT
+        team.agreed |= bool((found[-1] > 0).any())
+        z, *kept = torch.split(found[:-1], [len(part) for part in parts])
+        z = self.network.columns(z.mT)
+        return z, self.network.resumed(z, kept).mT
+
+    def _captured_step(
+        self, x: Tensor, y: Tensor, rate: float, count: int | None
+    ) -> tuple[FusedEngine, CapturedStep] | None:
+        return None  # no messages in a CUDA graph
+
+
+def divided(own: Engine, team: Team, shape: Sequence[int], batch_size: int) -> Engine:
+    """The engine of several processes, of which ``own`` is that of each.
+
+    Args:
+        own: the engine of one process.
+        team: the processes.
+        shape: the shape of an example.
+        batch_size: examples in a batch, of all processes.
+    """
+    if isinstance(own, FusedEngine):
+        factors = batch_size * sum(w.shape[1] for w in own.network.weights)
+        if factors <= sum(w.numel() for w in own.network.weights):
+            return ParallelFusedEngine(own, team, shape)
+    return ParallelEngine(own, team)
+
+
+def rows_of(generator: torch.Generator | None, team: Team, n: int) -> RowsGenerator | None:
+    """The draws of the own rows, as one process draws them for the batch."""
+    return None if generator is None else RowsGenerator.of(generator, team.rows(n), n)
 
 
 def check_divisible(attack: Attack | None) -> None:
