@@ -106,6 +106,13 @@ class Team:
             [f[: high - low] for f, low, high in zip(found, bounds, bounds[1:], strict=False)]
         )
 
+    def gather_and_ask(self, part: Tensor, n: int) -> Tensor:
+        """As :meth:`gather` of (rows, D), and whether somebody was asked to stop, in the same message."""
+        asked = part.new_full((len(part), 1), float(self.asked))
+        found = self.gather(torch.cat([part, asked], dim=1), n)
+        self.agreed |= bool((found[:, -1] > 0).any())
+        return found[:, :-1]
+
     def collect(self, part: Tensor) -> Tensor:
         """The parts of all processes one after the other, however many rows each has.
 
@@ -166,7 +173,7 @@ class Team:
         return cast(_T, result)
 
     def each(self, value: Tensor) -> Tensor:
-        """A scalar of every process, (size,), in the order of their ranks.
+        """The values of every process, (size, …), in the order of their ranks.
 
         Raises:
             ProcessLostError: another process is gone.

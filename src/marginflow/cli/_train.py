@@ -38,6 +38,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "engine": str,
     "perturbation_precision": str,
     "shrink": bool,
+    "shards": int,
     "threads": int,
     "data_dir": str,
     "out": str,
@@ -47,7 +48,7 @@ _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
     "derivative", "seed", "dtype", "device", "measure", "schedule", "keep_weights",
 )  # fmt: skip
-_ADDED = {"shrink": False}
+_ADDED = {"shrink": False, "shards": None}
 """Options that older runs do not have, with what held of these."""
 _KINDS = {
     "train": ("a training run", "mf.train"),
