@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from marginflow._checks import choice, real, whole
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
+from marginflow.distributed import alone
 from marginflow.errors import DivergedError, InputError, ModelError
 from marginflow.flow import DENSE_LIMIT, Field, Follower, Method
 from marginflow.homogeneity import measure_homogeneity
@@ -105,6 +106,7 @@ def gradient_flow(
         DivergedError: NaN or infinity.
         KeyboardInterrupt: after Ctrl-C; the flow resumes from its last measurement.
     """
+    alone("the gradient flow", "call it outside of mf.distributed.join, without torchrun")
     setup = prepare(
         model,
         data,
