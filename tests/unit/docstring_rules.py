@@ -20,7 +20,7 @@ _ARRAY = re.compile(r"\b(?:Tensor|ndarray|NDArray|Array|Floats|Weights)\b")
 _AXIS = r"(?:…|\d+|[A-Za-zΣ]{1,2}\d?(?:_\w+)?[₀-₉ₖ]?|n_\w+|inputs|outputs|units|classes|examples|levels)"
 _TERM = rf"{_AXIS}(?: ?[−+·×−-] ?{_AXIS})*"
 SHAPE = re.compile(
-    rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bshapes? (?:of|as)\b|\bits shape\b"
+    rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bshapes? (?:of|as|that)\b|\bits shape\b"
     r"|\bsame shapes?\b|\bof (?:its|their) shapes?\b|\bflat\b|\bof any shape\b|\bshaped like\b"
 )
 """A shape: ``(n, d)``, ``(n,)``, ``(…)``, a scalar, or the shape of something else."""
@@ -123,7 +123,7 @@ UNITS: dict[str, str] = {
     r"^bounds$": r"\brange\b|\bclip_values\b",
     rf"{_LEAD}(?:seconds|every_seconds|timeout)$": r"\bseconds?\b",
     rf"{_LEAD}(?:bytes|memory)$": r"\bbytes\b",
-    rf"{_LEAD}epochs?$": r"\bepochs?\b",
+    rf"{_LEAD}epochs?$": r"\bepochs?\b|\bpasses over the data\b",
     rf"^(?:log|ln)_(?!every|to$)\w+$": r"\bln\b",
     r"^(?:rtol|atol|tolerance)$": r"\brelative|\babsolute",
     rf"{_LEAD}angle(?:_bound)?$": r"\bradians\b",

@@ -116,6 +116,10 @@ def _best(
 def check_attack(attack: Attack | None, method: Method = "auto") -> None:
     """Refuse what has no ball, and a method whose library is missing, before anything is computed.
 
+    Args:
+        attack: it must have a ball.
+        method: whose library must be there.
+
     Raises:
         InputError: no attack, or a finite set.
         MissingDependencyError: ``crown`` or ``interval`` without auto-LiRPA.

@@ -10,7 +10,9 @@ from torch import Tensor
 from marginflow.errors import ModelError
 
 Method = Literal["auto", "crown", "interval", "norms"]
+"""How bounds are found: see :func:`certified_margins`."""
 METHODS: tuple[Method, ...] = ("auto", "crown", "interval", "norms")
+"""Every :data:`Method`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,7 @@ class CertifiedMargins:
         evaluation: by how much a plain evaluation of m_i in float64 can be off, (n,), at most.
         method: ``crown``, ``interval`` or ``norms``.
         reason: why this method, where the choice was left open; else empty.
-        p, eps: the ball.
+        p, eps: the ball: the exponent of its norm and its radius ε, in the units of x.
         rho: ρ = Π ρ_k^{c_k} of the network, or None where its layers were not given.
     """
 

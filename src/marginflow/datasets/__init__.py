@@ -39,6 +39,7 @@ def load(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
         SpecificationError: ``spec`` is malformed or names something unknown.
         InputError: an option is out of range.
         DataError: files or arrays are missing or cannot be used.
+        MissingDependencyError: the data need a package that is not installed.
     """
     if isinstance(spec, str):
         # Before the grammar: a path may hold commas, blanks and equals signs.

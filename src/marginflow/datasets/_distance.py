@@ -36,6 +36,9 @@ def class_distance(data: Dataset) -> ClassDistance:
 
     Costs n²·d multiplications; MNIST's 3 against 8 takes seconds.
 
+    Args:
+        data: of two classes or more.
+
     Raises:
         DataError: all examples are of one class.
     """

@@ -18,6 +18,12 @@ _LINEAR_FORWARD = tuple(
 def linear_layers(model: nn.Module) -> tuple[Tensor, ...]:
     """The matrices W_1, …, W_L of a deep linear network in float64, in the order of their use.
 
+    Args:
+        model: the network; biases and activations are refused.
+
+    Returns:
+        W_k of shape (outputs, inputs).
+
     Raises:
         ModelError: any other network: a bias, an activation, a convolution, shared weights,
             a subclass with a forward of its own.

@@ -108,6 +108,7 @@ class Monitor:
     Attributes:
         records: all measurements so far, oldest first.
         left_out: why some quantities are not measured, by their names; empty for homogeneous networks.
+        active: whether this process measures: in a distributed loop, the process of rank 0 alone.
     """
 
     def __init__(

@@ -63,6 +63,12 @@ def overfitting_of(records: Sequence[Mapping[str, Any]]) -> Overfitting | None:
     """What :func:`detect_overfitting` says of the records that have both accuracies.
 
     Its slack is 0.05, or 1/√n where that is more: twice what n examples scatter by chance.
+
+    Args:
+        records: those of a monitor with ``strong``, oldest first.
+
+    Returns:
+        the flagged measurement, or None.
     """
     sides = {
         name: [
