@@ -10,6 +10,8 @@ MarginflowError
 ├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
 ├── MissingDependencyError         an optional package is not installed (also an ImportError)
 └── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+
+Source: marginflow.
 """
 
 from __future__ import annotations

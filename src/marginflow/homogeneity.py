@@ -4,6 +4,8 @@ A network is multi-homogeneous when its trainable parameters fall into layers
 W_1, …, W_L with ``f(x; …, a W_k, …) = a^{c_k} f(x; W)`` for every a > 0. Nothing is
 assumed from a layer's type: the degrees c_k are *measured* by scaling in float64,
 and a network that is not multi-homogeneous is refused with the name of what breaks it.
+
+Source: the homogeneity of Section 3.2.
 """
 
 from __future__ import annotations

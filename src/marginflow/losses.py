@@ -4,6 +4,8 @@ A loss is ``L = (1/n) Σ ℓ(z_i)`` with a falling ℓ and a score z_i per examp
 the margin ``y_i f(x_i)`` of a network with one output, or for cross-entropy the
 soft margin ``f[y] − logsumexp_{j≠y} f[j]``, which turns it into the logistic loss.
 The adversary is the caller's: outputs are taken at ``x_i + δ_i``.
+
+Source: the exponential and the logistic loss of the paper (Section 3); cross-entropy as in C.1.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 An example is one index of the first axis; its norm runs over all other axes.
 p is any number in [1, ∞]; q with 1/p + 1/q = 1 is its dual.
+
+Source: dual norms as in Eqs. (10) and (139); the perturbation ball of Section 3.2.
 """
 
 from __future__ import annotations

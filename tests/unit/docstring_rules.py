@@ -69,7 +69,7 @@ def arguments(subject: Subject) -> Iterator[str]:
         made_with, held = ds.made_with(subject.value), ds.attributes(subject.value)
         said = {**_inherited_attributes(subject.value), **doc["Attributes"], **doc["Args"]}
         borrowed = ds.referred(subject)
-        said |= borrowed["Args"] if borrowed else {}
+        said |= {**ds.commented(subject.value), **(borrowed["Args"] if borrowed else {})}
         for name in {**made_with, **held}:
             if name not in said:
                 place = "Args" if name in made_with and name not in held else "Attributes"
@@ -268,7 +268,9 @@ def _through(node: ast.expr, function: Any, owner: type | None) -> list[type[Exc
 def _resolve(node: ast.expr, function: Any, owner: type | None) -> Any:
     if isinstance(node, ast.Name):
         space = function.__globals__
-        return space.get(node.id, _imported(function).get(node.id, getattr(builtins, node.id, None)))
+        return space.get(
+            node.id, _imported(function).get(node.id, getattr(builtins, node.id, None))
+        )
     if isinstance(node, ast.Attribute):
         if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls") and owner:
             return inspect.getattr_static(owner, node.attr, None)

@@ -102,7 +102,9 @@ def modules() -> list[str]:
     """The public modules of the package, and those public modules that ``__all__`` of one leads to."""
     package = importlib.import_module(PACKAGE)
     return sorted(
-        info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")
+        info.name
+        for info in pkgutil.iter_modules(package.__path__)
+        if not info.name.startswith("_")
     )
 
 
@@ -157,20 +159,43 @@ def tree_of(module: ModuleType) -> ast.Module:
 def comment_of(module: ModuleType, name: str) -> str:
     """The string under the assignment of a constant, wherever in the package it stands."""
     body = tree_of(module).body
-    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AnnAssign):
-            targets = [node.target]
-        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-            text = after.value if isinstance(after, ast.Expr) else None
-            return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and name in _assigned(node):
+            return _comments(body).get(name, "")
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith(PACKAGE):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return comment_of(importlib.import_module(str(node.module)), alias.name)
     return ""
+
+
+def _assigned(node: ast.Assign | ast.AnnAssign) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [getattr(t, "id", getattr(t, "attr", "")) for t in targets]
+
+
+def _comments(body: list[ast.stmt]) -> dict[str, str]:
+    """The strings that stand under assignments."""
+    found: dict[str, str] = {}
+    for node, after in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+            text = after.value.value if isinstance(after.value, ast.Constant) else None
+            if isinstance(text, str):
+                found |= dict.fromkeys(_assigned(node), inspect.cleandoc(text))
+    return found
+
+
+def commented(kind: type) -> dict[str, str]:
+    """The attributes of a class with a string under them, in its body or in ``__init__``."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith(PACKAGE):
+            for node in ast.walk(tree_of(importlib.import_module(base.__module__))):
+                if isinstance(node, ast.ClassDef) and node.name == base.__name__:
+                    found |= _comments(node.body)
+            init: Any = definition_of(vars(base).get("__init__"))
+            found |= _comments(init.body) if init else {}
+    return found
 
 
 def unwrapped(value: Any) -> Callable[..., Any]:
@@ -230,7 +255,9 @@ def attributes(kind: type) -> dict[str, str]:
                 own = isinstance(node.value, ast.Name) and node.value.id == "self"
                 if own and not node.attr.startswith("_"):
                     found.setdefault(node.attr, "")
-    return found
+    others = [base for base in kind.__mro__ if not base.__module__.startswith(PACKAGE)]
+    foreign = {name for base in others for name in vars(base).get("__annotations__", {})}
+    return {name: annotation for name, annotation in found.items() if name not in foreign}
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""The ascent: a training whose steps seek the normalised adversarial margin itself."""
+"""The ascent: a training whose steps seek the normalised adversarial margin itself.
+
+Source: maximises γ̂_m of Section 3.2; methods as named in ``_methods.py``.
+"""
 
 from __future__ import annotations
 

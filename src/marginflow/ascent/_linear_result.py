@@ -1,4 +1,7 @@
-"""What :func:`~marginflow.ascent.maximize_linear` returns."""
+"""What :func:`~marginflow.ascent.maximize_linear` returns.
+
+Source: the margin of Section 3.1 and the bound of its dual problem (Eq. 143).
+"""
 
 from __future__ import annotations
 

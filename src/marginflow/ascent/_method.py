@@ -1,4 +1,7 @@
-"""What every method of margin maximisation shares: schedules, temperature, hard examples."""
+"""What every method of margin maximisation shares: schedules, temperature, hard examples.
+
+Source: marginflow; the margin is that of Section 3.2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The steps of ascent as optimisers for anybody's training loop."""
+"""The steps of ascent as optimisers for anybody's training loop.
+
+Source: marginflow; the margin is that of Section 3.2.
+"""
 
 from __future__ import annotations
 

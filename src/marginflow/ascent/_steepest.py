@@ -1,4 +1,8 @@
-"""Steepest flows: descent of ln L in any norm, followed by small explicit steps."""
+"""Steepest flows: descent of ln L in any norm, followed by small explicit steps.
+
+Source: Tsilivis et al. (2025), steepest descent on homogeneous networks, with the perturbations of
+Section 3.2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A loss at a temperature: the smooth minimum of margins that ascent climbs."""
+"""A loss at a temperature: the smooth minimum of margins that ascent climbs.
+
+Source: marginflow; ``ℓ`` of Section 3.2 at a temperature.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""foolbox: its attacks as ours, our networks and attacks in its conventions."""
+"""foolbox: its attacks as ours, our networks and attacks in its conventions.
+
+Source: foolbox, Rauber et al. (2020).
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def from_foolbox(
 
     Args:
         attack: an attack of foolbox, its class, or the name of one in ``foolbox.attacks``.
-        eps: the budget ε, foolbox's ``epsilons``.
+        eps: the budget ε ≥ 0, in the units of x, foolbox's ``epsilons``.
         p: the norm of the ball; by default the attack's own distance.
         bounds: the range of x + δ and the model's bounds in foolbox; None for unbounded inputs.
         options: of the class, if it is not yet an attack.

@@ -1,4 +1,7 @@
-"""``bounds.json`` of a run: its sandwiches, certified ≤ true ≤ attacked."""
+"""``bounds.json`` of a run: its sandwiches, certified ≤ true ≤ attacked.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

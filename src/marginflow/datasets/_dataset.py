@@ -1,4 +1,7 @@
-"""``Dataset``: examples, labels and what is known about them, checked once at the door."""
+"""``Dataset``: examples, labels and what is known about them, checked once at the door.
+
+Source: marginflow; examples and labels as in Section 3.
+"""
 
 from __future__ import annotations
 

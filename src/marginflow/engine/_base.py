@@ -1,4 +1,7 @@
-"""What every engine offers: the loss gradient at perturbed inputs, and the scores there."""
+"""What every engine offers: the loss gradient at perturbed inputs, and the scores there.
+
+Source: the gradient of Algorithm 1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Dense homogeneous networks by explicit products: forward, backward, update, in kept buffers."""
+"""Dense homogeneous networks by explicit products: forward, backward, update, in kept buffers.
+
+Source: marginflow; the gradient of Algorithm 1 for the networks of Eq. (2).
+"""
 
 from __future__ import annotations
 

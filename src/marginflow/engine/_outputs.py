@@ -1,4 +1,7 @@
-"""Outputs at perturbed inputs without gradients: what margins need."""
+"""Outputs at perturbed inputs without gradients: what margins need.
+
+Source: marginflow; the perturbed inputs of Algorithm 1.
+"""
 
 from __future__ import annotations
 

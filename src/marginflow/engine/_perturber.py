@@ -1,4 +1,7 @@
-"""Perturbed inputs of dense networks, by explicit input gradients."""
+"""Perturbed inputs of dense networks, by explicit input gradients.
+
+Source: the perturbations of Eqs. (87), (89) and (91).
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 On some processors PyTorch's default (MKL) runs at half the speed of oneDNN, which
 ``torch.set_float32_matmul_precision("medium")`` selects. Where the processor has units of lower
 precision (AMX) the same call uses them; the choice then stays with the default.
+
+Source: marginflow.
 """
 
 from __future__ import annotations

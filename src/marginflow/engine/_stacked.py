@@ -1,4 +1,7 @@
-"""Networks of one shape trained side by side: one batched product does the work of all."""
+"""Networks of one shape trained side by side: one batched product does the work of all.
+
+Source: marginflow; each network takes the steps of Algorithm 1.
+"""
 
 from __future__ import annotations
 

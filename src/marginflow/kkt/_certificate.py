@@ -87,7 +87,8 @@ class Certificate:
         cosine_gap: ``1 − cos β``, accurate however small.
         self_check: ``r² + K Σ λ_i m_i/‖W‖²`` in matching units, 1 for the best multipliers: r from
             the residual vector, the rest from the margins.
-        solver_gap: the largest violated optimality condition of the best multipliers, as a cosine.
+        solver_gap: the largest violated optimality condition of the best multipliers, as a cosine ≥
+            0.
         margins: m_i, (n,); those left out too (``fitted_only``), which are not positive.
         norm: ``‖W‖``.
         order: K.
@@ -123,7 +124,11 @@ class Certificate:
 
     @property
     def fitted(self) -> Tensor:
-        """The indices of the examples that are certified: those with ``m_i > 0``, ascending."""
+        """The indices of the examples that are certified: those with ``m_i > 0``, ascending.
+
+        Returns:
+            (k,), int64, k ≤ n.
+        """
         return torch.nonzero(self.margins > 0).squeeze(1)
 
     @property
@@ -263,7 +268,7 @@ def kkt_certificate(
         attack: the perturbation δ, or its specification; None certifies the clean margins.
         loss: ``exponential`` or ``logistic``, of the margin: its slopes weigh the paper's multipliers.
         tau: multipliers are allowed where ``m_i ≤ (1 + τ) m_min``, τ ≥ 0; ``math.inf`` allows all.
-        taus: where to evaluate the curve; by default 0 and where the k-th example comes
+        taus: where to evaluate the curve, each τ ≥ 0; by default 0 and where the k-th example comes
             in, k log-spaced up to everything.
         derivative: ``total`` differentiates through δ(W), as Theorem 5 needs; ``detached`` holds δ
             fixed. Both agree where δ is an exact inner maximum or made of signs.

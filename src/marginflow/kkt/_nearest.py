@@ -55,7 +55,7 @@ class NearestKKTPoint:
         return self.margin / self.margin_before - 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The numbers of the point, for JSON."""
         return {
             "residual": self.residual,
             "margin": self.margin,

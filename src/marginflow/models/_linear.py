@@ -1,4 +1,7 @@
-"""The matrices of a deep linear network."""
+"""The matrices of a deep linear network.
+
+Source: the deep linear networks of Section 3.1.
+"""
 
 from __future__ import annotations
 

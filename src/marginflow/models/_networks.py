@@ -1,4 +1,7 @@
-"""Bias-free homogeneous networks: dense, deep linear, and the paper's convolutional one."""
+"""Bias-free homogeneous networks: dense, deep linear, and the paper's convolutional one.
+
+Source: the networks of Eq. (2) and of Appendix C.1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights from files, and into a network: all of them or none."""
+"""Weights from files, and into a network: all of them or none.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The stronger attack beside the measured one, on a few examples: the alarm of catastrophic overfitting."""
+"""The stronger attack beside the measured one, on a few examples: the alarm of catastrophic overfitting.
+
+Source: Wong, Rice & Kolter (2020), as in :mod:`marginflow.overfitting`.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ run.json                     configuration, versions, hash of the data, format v
 metrics.jsonl                one line per measurement
 checkpoints/step-….safetensors (+ .json)
     trajectory/step-….safetensors     the weights at each measurement, where they are kept
+
+Source: marginflow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The measurements of runs as one table, and the table as CSV or Parquet."""
+"""The measurements of runs as one table, and the table as CSV or Parquet.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Writing files so that a reader sees the old or the new content, never a part of it."""
+"""Writing files so that a reader sees the old or the new content, never a part of it.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The measurements of a run as a list, as columns and as frames of other libraries."""
+"""The measurements of a run as a list, as columns and as frames of other libraries.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where measurements go beside ``metrics.jsonl``: TensorBoard, MLflow, anything with ``write``."""
+"""Where measurements go beside ``metrics.jsonl``: TensorBoard, MLflow, anything with ``write``.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

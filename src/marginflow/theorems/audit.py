@@ -98,8 +98,8 @@ class Audit:
     Attributes:
         run: name of the run.
         step: of its last measurement, which is what was judged; None without one.
-        degrees: c_k of the layers, or None for a network that is not multi-homogeneous, or that
-            could not be built.
+        degrees: the degree c_k of each layer, or None for a network that is not multi-homogeneous,
+            or that could not be built.
         order: K = Σ c_k, or None likewise.
         separated: ``nL < ℓ(0)`` at the last measurement (``L < 1/n`` for the exponential loss:
             Assumption 4, corrected), or None without one.

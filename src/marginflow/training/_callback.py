@@ -1,4 +1,7 @@
-"""How measuring, recording and progress reach the trainer, which knows none of them."""
+"""How measuring, recording and progress reach the trainer, which knows none of them.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

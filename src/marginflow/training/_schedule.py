@@ -1,4 +1,7 @@
-"""When to measure: logarithmically spaced epochs, because margins grow like ln t."""
+"""When to measure: logarithmically spaced epochs, because margins grow like ln t.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Leaving examples of no weight out of the epochs, as SVM solvers do."""
+"""Leaving examples of no weight out of the epochs, as SVM solvers do.
+
+Source: the shrinking of SVM solvers, Joachims (1999), for Algorithm 1.
+"""
 
 from __future__ import annotations
 

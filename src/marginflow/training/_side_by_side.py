@@ -1,4 +1,7 @@
-"""Several seeds of one training at once: their trainers in step, their products batched."""
+"""Several seeds of one training at once: their trainers in step, their products batched.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
