@@ -78,7 +78,8 @@ class Alignment:
             reference: the other vector, of as many numbers as examples have features, of any shape.
 
         Raises:
-            ModelError: several outputs. InputError: another number of features, a zero vector.
+            ModelError: several outputs.
+            InputError: another number of features, a zero vector.
         """
         if self.product.shape[0] != 1:
             raise ModelError(f"the angle of W_Π needs one output, got {self.product.shape[0]}")

@@ -196,7 +196,7 @@ def power(norm: float, degree: float) -> float:
 
     Args:
         norm: a norm, ≥ 0.
-        degree: c_k, the exponent.
+        degree: c_k ≥ 0, the exponent.
     """
     try:
         return math.pow(norm, degree)

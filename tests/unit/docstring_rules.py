@@ -20,7 +20,7 @@ _ARRAY = re.compile(r"\b(?:Tensor|ndarray|NDArray|Array|Floats|Weights)\b")
 _AXIS = r"(?:…|\d+|[A-Za-zΣ]{1,2}\d?(?:_\w+)?[₀-₉ₖ]?|n_\w+|inputs|outputs|units|classes|examples|levels)"
 _TERM = rf"{_AXIS}(?: ?[−+·×−-] ?{_AXIS})*"
 SHAPE = re.compile(
-    rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bshapes? (?:of|as|that)\b|\bits shape\b"
+    rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bshapes? (?:and dtype )?(?:of|as|that)\b|'s shape\b|\bits shape\b"
     r"|\bsame shapes?\b|\bof (?:its|their) shapes?\b|\bflat\b|\bof any shape\b|\bshaped like\b"
 )
 """A shape: ``(n, d)``, ``(n,)``, ``(…)``, a scalar, or the shape of something else."""
@@ -28,7 +28,7 @@ SHAPE = re.compile(
 SOURCE = re.compile(
     r"\bEqs?\. |\((?:Eq\. )?\d{1,3}\)|\bLemma \d|\bTheorem \d|\bSections? \d|\bDefinition \d"
     r"|\bDef\. \d|\bAssumptions? \d|\bAlgorithm \d|\bFigures? \d|\bAppendix |\bB\.5\b|§"
-    r"|\((?:19|20)\d\d\)|\b(?:19|20)\d\d[,;)]|^Source: \S",
+    r"|\((?:19|20)\d\d\)|\b(?:19|20)\d\d[,;.)]|^Source: \S",
     re.MULTILINE,
 )
 """A statement of the paper, another publication with its year, or a line ``Source: …``."""
@@ -138,7 +138,7 @@ UNITS: dict[str, str] = {
 MEASURED = re.compile(
     r"``|[Α-Ωα-ω‖∞ξ]|\bln\b|[≤≥<>=]|[\[(][\d−-]+, ?[\d∞]+[\])]"
     r"|\b(?:[Ss]hare|radians|seconds|bytes|relative|absolute|inches|factor|epochs?|degree)\b"
-    r"|\bunits? of\b|\b[KLRbmrt]\b"
+    r"|\bunits? (?:of|that)\b|\b[KLRbmrt]\b"
 )
 """Any other number: its formula or symbol, its range, or its unit."""
 
@@ -150,6 +150,8 @@ def units(subject: Subject) -> Iterator[str]:
         real = re.search(r"\bfloat\b", annotation) and "Callable" not in annotation
         whole = re.fullmatch(r"int(?: \| None)?", annotation) is not None
         wanted = [word for pattern, word in UNITS.items() if re.search(pattern, called)]
+        if called == "step" and name == "returns":
+            wanted = []  # a method that takes a step, and gives back a loss
         if not real and not (whole and re.search("seconds|bytes|epochs", called)):
             continue
         for word in wanted or [MEASURED.pattern] * bool(real):

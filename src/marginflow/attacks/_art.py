@@ -159,7 +159,7 @@ def to_art(
 
     Args:
         model: the network; it is not copied.
-        x: examples, of which shape and number of classes are taken.
+        x: examples, (n, …), of which shape and number of classes are taken.
         bounds: ART's ``clip_values``.
         optimizer: for ART's ``fit``.
 

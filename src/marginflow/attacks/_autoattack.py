@@ -50,7 +50,8 @@ class AutoAttack(ForeignAttack):
 
     Raises:
         MissingDependencyError: torchattacks is not installed.
-        SpecificationError: another norm. InputError: a number out of range.
+        SpecificationError: another norm.
+        InputError: a number out of range.
     """
 
     steps: int = 100

@@ -122,6 +122,7 @@ class FiniteSet(Attack):
 
         Args:
             eps: any number.
+            eps: the set's own ε, in the units of x.
 
         Raises:
             InputError: another ε.

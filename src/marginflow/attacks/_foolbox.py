@@ -144,7 +144,7 @@ def to_foolbox_model(
     Args:
         model: the network, in evaluation mode; it is not copied and not moved.
         bounds: the range of the inputs; None for unbounded ones.
-        like: inputs, if the network has no parameters that tell device and dtype.
+        like: inputs, (n, …), if the network has no parameters that tell device and dtype.
 
     Raises:
         MissingDependencyError: foolbox is not installed.
@@ -167,8 +167,8 @@ def to_foolbox(attack: Attack, *, seed: int = 0) -> Any:
         seed: of random starts; they go on from call to call, so that foolbox's ``repeat`` restarts.
 
     Raises:
-        MissingDependencyError: foolbox is not installed. On the call, InputError: a targeted criterion, a
-            model that is not of PyTorch.
+        MissingDependencyError: foolbox is not installed.
+        InputError: on the call: a targeted criterion, a model that is not of PyTorch.
     """
     module = library("foolbox", "foolbox")
     generator = torch.Generator().manual_seed(seed)

@@ -82,7 +82,8 @@ class PGD(Attack):
         objective: ``margin``, or ``loss`` for comparison.
 
     Raises:
-        InputError: a number out of range. SpecificationError: another norm.
+        InputError: a number out of range.
+        SpecificationError: another norm.
     """
 
     steps: int = 10

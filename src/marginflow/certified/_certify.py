@@ -46,6 +46,9 @@ def certified_margins(
     CPU, for the network in evaluation mode; the bounds of rounding are taken off, so that c_i holds in
     exact arithmetic. The model and the random state stay as they are.
 
+    Source: interval bounds of Gowal et al. (2018), CROWN of Zhang et al. (2018), by auto-LiRPA of
+    Xu et al. (2020).
+
     Args:
         model: maps x to outputs (n,), (n, 1) or (n, C).
         x: examples, (n, …).
@@ -115,6 +118,8 @@ def _best(
 
 def check_attack(attack: Attack | None, method: Method = "auto") -> None:
     """Refuse what has no ball, and a method whose library is missing, before anything is computed.
+
+    Source: marginflow.
 
     Args:
         attack: it must have a ball.

@@ -19,6 +19,8 @@ METHODS: tuple[Method, ...] = ("auto", "crown", "interval", "norms")
 class CertifiedMargins:
     """What no perturbation of the ball can bring n margins below.
 
+    Source: Gowal et al. (2018) for ``interval``, Zhang et al. (2018) for ``crown``.
+
     Attributes:
         values: c_i, (n,), float64: ``c_i ≤ m_i(x_i + δ)`` for every ``‖δ‖_p ≤ ε`` with x_i + δ in the
             bounds, of the network in exact arithmetic: rounding is taken off already.

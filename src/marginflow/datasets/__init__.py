@@ -30,6 +30,8 @@ _NAMES = ("digits", "mnist", "npz", "separable")
 def load(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load the data set that ``spec`` describes; its ``name`` is ``spec`` without needless blanks.
 
+    Source: MNIST of LeCun et al. (1998), the digits of scikit-learn, marginflow's separable data.
+
     Args:
         spec: such as ``mnist:3,8``, ``digits:0,1,n=100``, ``separable:n=60,d=20,margin=0.1`` or
             ``npz:PATH``, where the path is all after the first colon.

@@ -63,7 +63,8 @@ class Field:
 
     Args:
         model: a network in float64; its weights are overwritten by evaluations by autograd.
-        x: examples. y: labels.
+        x: examples, (n, …).
+        y: labels −1/+1, (n,).
         loss: the loss ℓ.
         attack: δ, or None.
         derivative: ``detached`` or ``total``.
@@ -72,9 +73,9 @@ class Field:
 
     Attributes:
         closed: the closed form, or None.
-        evaluations: of v. jacobians: of its Jacobian. The last point of each is remembered.
+        evaluations: of v, whose last point is remembered.
+        jacobians: evaluations of its Jacobian, likewise.
         factorizations: of linear systems with the Jacobian, counted by the integrator.
-        y: labels, (n,).
         parameters: the trainable ones, in the order of the vector.
         size: N, how many numbers these are.
         conservative: whether v is the gradient of −ln L(W) as a function of W.

@@ -18,6 +18,7 @@ from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.homogeneity import Homogeneity
 
 Method = Literal["stiff", "runge-kutta", "steps"]
+"""The integrators: implicit, explicit of high order, explicit normalised steps."""
 
 _ROUNDING = 1e-12  # a relative fall of ℓ/ρ below it is not one
 

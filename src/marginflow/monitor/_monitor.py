@@ -70,6 +70,8 @@ class Monitor:
     the alarm of catastrophic overfitting; :attr:`left_out` says what is missing and why, and so do
     a warning in the log, ``run.json`` and the report.
 
+    Source: marginflow; the normalised margins are those of Section 3.2.
+
     Args:
         model: the network; wrappers of ``torch.compile``, ``DataParallel`` and
             ``DistributedDataParallel`` are taken off.

@@ -32,6 +32,8 @@ def one_layer_norm(log_time: npt.ArrayLike, *, slope: float, start: float) -> Ar
 
     Of the shape of the times.
 
+    Source: marginflow, from the flow of Section 3.1.
+
     Args:
         log_time: ln t, any shape; −∞ for t = 0.
         slope: g > 0, the margin per unit of norm.
@@ -53,6 +55,8 @@ def two_layer_norm(log_time: npt.ArrayLike, *, slope: float, start: float) -> Ar
     """``ρ(t)`` with ``Ei(gρ(t)) = Ei(gρ₀) + 2 g t``, of a balanced two-layer network's product.
 
     Of the shape of the times.
+
+    Source: marginflow, from the flow of Section 3.1.
 
     Args:
         log_time: ln t, any shape; −∞ for t = 0.

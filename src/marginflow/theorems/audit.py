@@ -313,6 +313,8 @@ def audit(
 ) -> Audit:
     """Measure which hypotheses of the paper this model, data, attack, derivative and loss meet.
 
+    Source: Assumptions 1 to 4 and Definition 1, with marginflow's corrections.
+
     Args:
         run: a training run or a gradient flow, its directory, or the :class:`Flow` itself.
         data: the data set it was trained on; by default loaded as the run names it.
