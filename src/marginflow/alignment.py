@@ -100,6 +100,8 @@ class Alignment:
 def measure_alignment(layers: nn.Module | tuple[Tensor, ...]) -> Alignment:
     """Measure the alignment of a deep linear network, given as a module or by its matrices.
 
+    Source: Definition 2 and Eq. (14).
+
     Args:
         layers: the network, or W_1, …, W_L in float64, W_k of shape (outputs, inputs).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -17,11 +18,11 @@ from docstring_sections import Subject
 from marginflow import errors
 
 _ARRAY = re.compile(r"\b(?:Tensor|ndarray|NDArray|Array|Floats|Weights)\b")
-_AXIS = r"(?:…|\d+|[A-Za-zΣ]{1,2}\d?(?:_\w+)?[₀-₉ₖ]?|n_\w+|inputs|outputs|units|classes|examples|levels)"
+_AXIS = r"(?:…|\d+|[A-Za-zΣ]{1,2}\d?(?:_\w+)?[₀-₉ₖ]?|features|inputs|outputs|units|classes|examples|levels)"
 _TERM = rf"{_AXIS}(?: ?[−+·×−-] ?{_AXIS})*"
 SHAPE = re.compile(
-    rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bshapes? (?:and dtype )?(?:of|as|that)\b|'s shape\b|\bits shape\b"
-    r"|\bsame shapes?\b|\bof (?:its|their) shapes?\b|\bflat\b|\bof any shape\b|\bshaped like\b"
+    rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bflat\b|'s shape\b|\bof any shape\b"
+    r"|\bshapes? (?:and dtype )?(?:of|as|that)\b|\b(?:its|same|their) shapes?\b|\bshaped like\b"
 )
 """A shape: ``(n, d)``, ``(n,)``, ``(…)``, a scalar, or the shape of something else."""
 
@@ -72,7 +73,8 @@ def arguments(subject: Subject) -> Iterator[str]:
         said |= {**ds.commented(subject.value), **(borrowed["Args"] if borrowed else {})}
         for name in {**made_with, **held}:
             if name not in said:
-                place = "Args" if name in made_with and name not in held else "Attributes"
+                field = name not in made_with or dataclasses.is_dataclass(subject.value)
+                place = "Attributes" if field else "Args"
                 yield f"{place}: {name!r} is missing"
         for name in doc["Args"]:
             if name not in made_with:
@@ -124,7 +126,7 @@ UNITS: dict[str, str] = {
     rf"{_LEAD}(?:seconds|every_seconds|timeout)$": r"\bseconds?\b",
     rf"{_LEAD}(?:bytes|memory)$": r"\bbytes\b",
     rf"{_LEAD}epochs?$": r"\bepochs?\b|\bpasses over the data\b",
-    rf"^(?:log|ln)_(?!every|to$)\w+$": r"\bln\b",
+    r"^(?:log|ln)_(?!every|to$)\w+$": r"\bln\b",
     r"^(?:rtol|atol|tolerance)$": r"\brelative|\babsolute",
     rf"{_LEAD}angle(?:_bound)?$": r"\bradians\b",
     rf"{_LEAD}(?:accuracy|share|fraction)$": r"\b[Ss]hares?\b|\[0, 1\]",

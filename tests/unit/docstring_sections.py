@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
@@ -177,7 +178,7 @@ def _assigned(node: ast.Assign | ast.AnnAssign) -> list[str]:
 def _comments(body: list[ast.stmt]) -> dict[str, str]:
     """The strings that stand under assignments."""
     found: dict[str, str] = {}
-    for node, after in zip(body, body[1:], strict=False):
+    for node, after in itertools.pairwise(body):
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
             text = after.value.value if isinstance(after.value, ast.Constant) else None
             if isinstance(text, str):

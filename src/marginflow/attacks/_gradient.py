@@ -84,6 +84,17 @@ class PGD(Attack):
     Raises:
         InputError: a number out of range.
         SpecificationError: another norm.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> model = mf.models.mlp(6, 8, 1, seed=0).double()
+        >>> attack = mf.attacks.PGD("linf", eps=0.1, steps=5)
+        >>> attack.spec
+        'pgd-linf:steps=5,step=0.05,eps=0.1'
+        >>> delta = attack(model, data.x, data.y).delta
+        >>> delta.shape == data.x.shape, bool(delta.abs().max() <= 0.1)
+        (True, True)
     """
 
     steps: int = 10

@@ -42,6 +42,11 @@ def load(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
         InputError: an option is out of range.
         DataError: files or arrays are missing or cannot be used.
         MissingDependencyError: the data need a package that is not installed.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> mf.load("separable:n=20,d=6,margin=0.3")
+        Dataset('separable:n=20,d=6,margin=0.3', n=20, shape=(6,), classes=(-1, +1))
     """
     if isinstance(spec, str):
         # Before the grammar: a path may hold commas, blanks and equals signs.

@@ -32,6 +32,8 @@ class Dataset:
     The labels decide the kind of the problem: all in {−1, +1} is binary (one output),
     0 … C−1 is multi-class (C outputs), so {0, 1} means two classes with two outputs.
 
+    Source: marginflow; the examples (x_i, y_i) of Section 3.
+
     Attributes:
         x: examples, shape (n, …) with at least one feature axis.
         y: labels, shape (n,).

@@ -290,6 +290,14 @@ def kkt_certificate(
         NotHomogeneousError: the network is not multi-homogeneous.
         ModelError: a zero layer, margins that are not finite.
         DataError: labels or shapes that do not fit.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = mf.attacks.ExactLinear(2, eps=0.1)
+        >>> flow = mf.gradient_flow("deep-linear:4", data, attack=attack, log_time=100)
+        >>> mf.kkt_certificate(flow.model, data.x, data.y, attack).residual < 0.05
+        True
     """
     attack = build(attack)
     tau = _tau("tau", tau)

@@ -174,6 +174,12 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         RunError: no run there, or a damaged one.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> _ = mf.train("mlp:4", "separable:n=20,d=6", epochs=2, out="runs/first")
+        >>> mf.load_run("runs/first").metrics[-1]["epoch"]
+        2
     """
     directory = RunDirectory(path)
     config = directory.read_config()

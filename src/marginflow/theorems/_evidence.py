@@ -265,7 +265,11 @@ class Evidence:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """At most ten kept points of the path as networks in float64; else the last weights only."""
+        """At most ten kept points of the path as networks in float64; else the last weights only.
+
+        Raises:
+            ModelError: kept weights that are of another network.
+        """
         if self.network is None or self.homogeneity is None:
             return ()
         kept = self.run.trajectory()

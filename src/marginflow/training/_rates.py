@@ -270,7 +270,7 @@ class LossBased(Rate):
 
     @property
     def log_reference(self) -> float:
-        """ln L at the last accepted epoch."""
+        """The loss at the last accepted epoch, as ln L."""
         return self.state["log_loss"]
 
     def rate(self, trainer: Trainer) -> float:
