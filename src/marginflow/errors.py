@@ -1,5 +1,7 @@
 """The errors that marginflow raises.
 
+Source: marginflow.
+
 MarginflowError
 ├── InputError                     what the caller gave is wrong (also a ValueError)
 │   ├── SpecificationError         an unknown name or a malformed specification string
@@ -10,8 +12,6 @@ MarginflowError
 ├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
 ├── MissingDependencyError         an optional package is not installed (also an ImportError)
 └── DivergedError                  training met NaN or infinity (also an ArithmeticError)
-
-Source: marginflow.
 """
 
 from __future__ import annotations

@@ -209,6 +209,7 @@ _RUNNING: list[Any] = []
 @functools.cache
 def raised_by(function: Any, owner: type | None = None) -> frozenset[type[Exception]]:
     """The errors of marginflow that a function raises, itself or through what is not public."""
+    function = inspect.unwrap(function) if callable(function) else function
     definition = ds.definition_of(function)
     if definition is None or function in _RUNNING or len(_RUNNING) > 12:
         return frozenset()
@@ -264,7 +265,8 @@ def _through(node: ast.expr, function: Any, owner: type | None) -> list[type[Exc
         called = called.__func__
     if isinstance(called, staticmethod | classmethod):
         called = called.__func__
-    if not inspect.isfunction(called) or id(called) in _PUBLIC:
+    called = inspect.unwrap(called) if inspect.isfunction(called) else None
+    if called is None or id(called) in _PUBLIC:
         return []
     return list(raised_by(called, owner if isinstance(node, ast.Attribute) else None))
 

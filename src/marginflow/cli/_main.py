@@ -1,8 +1,6 @@
 """Entry point: every error becomes one clear message and an exit code.
 
 0 success, 1 training diverged, 2 wrong or missing input, 130 interrupted by Ctrl-C.
-
-Source: marginflow.
 """
 
 from __future__ import annotations
@@ -18,6 +16,8 @@ from marginflow.errors import DivergedError, MarginflowError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (by default those of the process); the exit code.
+
+    Source: marginflow.
 
     Args:
         arguments: the words after ``marginflow``; None takes those of the process.

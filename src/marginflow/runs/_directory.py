@@ -69,14 +69,11 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock.
-
-    Attributes:
-        path: the folder.
-    """
+    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        """The folder."""
         self._lock: int | None = None
 
     @property
