@@ -39,6 +39,7 @@ PUBLIC = [
     "certified_margins",
     "datasets",
     "detect_overfitting",
+    "distributed",
     "errors",
     "gradient_flow",
     "kkt_certificate",
@@ -83,6 +84,7 @@ PACKAGES = {
         "EngineName",
         "FusedEngine",
         "LossGradient",
+        "ParallelEngine",
         "PerturbationPrecision",
         "Perturber",
         "Products",
@@ -91,6 +93,7 @@ PACKAGES = {
         "auto_engine",
         "build",
         "choose_products",
+        "independent",
         "multiplying",
         "stacking_gains",
         "stacking_refusal",
@@ -211,6 +214,7 @@ def test_the_error_tree() -> None:
         errors.StorageError: (errors.MarginflowError, OSError),
         errors.MissingDependencyError: (errors.MarginflowError, ImportError),
         errors.DivergedError: (errors.MarginflowError, ArithmeticError),
+        errors.ProcessLostError: (errors.MarginflowError, ConnectionError),
     }
     for kind, bases in tree.items():
         assert all(issubclass(kind, base) for base in bases)
