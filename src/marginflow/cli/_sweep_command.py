@@ -48,7 +48,7 @@ def sweep(
 
     Every trial is a run in OUT/trials; OUT/report.html and results.csv compare
     them. Exit code 1 if a trial failed in the end; the others are kept.
-    """
+    """  # noqa: D301
     from marginflow.cli._sweep import run_sweep
 
     raise typer.Exit(

@@ -197,12 +197,7 @@ def _failures(sweep: Sweep) -> Table | None:
 
 def _settings(sweep: Sweep) -> Table:
     """What all trials have in common, then what is swept."""
-    first = sweep.trials[0].options
-    shared = {
-        name: value
-        for name, value in first.items()
-        if all(trial.options.get(name) == value for trial in sweep.trials)
-    }
+    shared = {name: value for name, value in sweep.options.items() if name not in sweep.swept}
     rows = [["job", sweep.job], *([name, str(value)] for name, value in shared.items())]
     for name in sweep.swept:
         values = dict.fromkeys(str(t.swept[name]) for t in sweep.trials if name in t.swept)

@@ -152,7 +152,7 @@ def _caption(axis: Axis, sweep: Sweep, merged: bool, others: Sequence[str]) -> s
         parts.append(f"Mean over all choices of {', '.join(others)}; band: least to largest.")
     seeds = len({trial.swept["seed"] for trial in sweep.trials if "seed" in trial.swept})
     if seeds > 1 and not merged:
-        parts.append(f"Mean over {seeds} seeds; band: least to largest.")
+        parts.append("Mean over the seeds; band: least to largest.")
     count = len(sweep.finished)
     parts.append(f"Final measurements of {count} trial{'s' * (count != 1)}.")
     return " ".join(parts)
@@ -181,5 +181,5 @@ _QUANTITIES: tuple[tuple[str, str, tuple[tuple[str, Quantity], ...]], ...] = (
             ("train", _final("adversarial_accuracy", 100)),
         ),
     ),
-    ("Residual of the KKT certificate", "r", (("", lambda trial: trial.residual),)),
+    ("Residual of the KKT certificate", "residual r", (("", lambda trial: trial.residual),)),
 )

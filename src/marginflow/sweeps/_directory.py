@@ -155,6 +155,7 @@ class SweepDirectory:
             "certify": plan.certify,
             "cpus": plan.cpus,
             "gpus": plan.gpus,
+            "options": dict(plan.options),
             "swept": list(plan.swept),
             "trials": _trials(plan),
             **provenance(),

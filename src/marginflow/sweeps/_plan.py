@@ -63,6 +63,7 @@ class Plan:
         retries: further attempts at a trial that failed.
         certify: whether each trial gets a KKT certificate.
         cpus, gpus: what a trial needs.
+        options: what all trials share, as the file says it, with its variables.
         swept: the names of the swept options and variables.
         trials: in the order of the grid, whose last line varies fastest, or of the list.
     """
@@ -74,6 +75,7 @@ class Plan:
     certify: bool
     cpus: float
     gpus: float
+    options: Mapping[str, Any]
     swept: Sequence[str]
     trials: Sequence[Trial]
 
@@ -121,6 +123,7 @@ def read_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan:
         certify=bool(own.get("certify", True)),
         cpus=real("cpus", needs.get("cpus", 1), above=0.0),
         gpus=real("gpus", needs.get("gpus", 0), least=0.0),
+        options=shared,
         swept=tuple(swept),
         trials=tuple(_named(trials, where)),
     )

@@ -92,6 +92,7 @@ class Sweep:
         name: its title.
         path: its folder.
         job: ``train``, ``maximize`` or ``flow``.
+        options: what all trials share, with variables as ``{eps}``.
         swept: the names of what is swept.
         certified: whether its trials were to get KKT certificates.
         trials: what came of each, in the order of the sweep.
@@ -101,6 +102,7 @@ class Sweep:
     name: str
     path: Path
     job: str
+    options: Mapping[str, Any]
     swept: Sequence[str]
     certified: bool
     trials: Sequence[Outcome]
@@ -163,6 +165,7 @@ def load_sweep(path: str | os.PathLike[str]) -> Sweep:
         name=content["name"],
         path=directory.path,
         job=content["job"],
+        options=content["options"],
         swept=tuple(content["swept"]),
         certified=content["certify"],
         trials=tuple(found),

@@ -26,6 +26,7 @@ from marginflow.sweeps._ray import RayExecutor
 from marginflow.sweeps._result import Sweep, load_sweep
 from marginflow.workflow import check_job
 
+_LONGEST = 200  # letters of a line of progress
 ExecutorName = Literal["auto", "processes", "ray"]
 EXECUTORS: tuple[ExecutorName, ...] = ("auto", "processes", "ray")
 
@@ -205,6 +206,8 @@ def _write_table(result: Sweep) -> None:
 
 
 def _tell(line: str) -> None:
+    # The whole error is kept in attempts.jsonl, and is told at the end.
+    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
     print(line, file=sys.stderr, flush=True)
 
 
