@@ -11,7 +11,6 @@ Source: marginflow.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,7 +28,13 @@ from torch import Tensor
 
 from marginflow.distributed import first
 from marginflow.errors import RunError
-from marginflow.runs._files import append_durably, storing, sync_folder, write_atomically
+from marginflow.runs._files import (
+    append_durably,
+    lock_folder,
+    storing,
+    sync_folder,
+    write_atomically,
+)
 
 FORMAT_VERSION = 1
 """Of run directories: one of a newer format is refused."""
@@ -172,16 +177,12 @@ class RunDirectory:
 
     def _acquire(self) -> None:
         """Lock the directory for this process; the lock dies with it."""
-        with storing(self.path):
-            descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = lock_folder(self.path)
+        if descriptor is None:
             raise RunError(
                 f"another process is writing the run {str(self.path)!r}, or a monitor of this one "
                 "that was not closed"
-            ) from None
+            )
         self._lock = descriptor
 
     def _remove_leftovers(self) -> None:
