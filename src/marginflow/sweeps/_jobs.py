@@ -1,4 +1,7 @@
-"""The kinds of jobs that a trial can be, and the options that a file may give each of them."""
+"""The kinds of jobs that a trial can be, and the options that a file may give each of them.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
