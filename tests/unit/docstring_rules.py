@@ -18,7 +18,8 @@ from docstring_sections import Subject
 from marginflow import errors
 
 _ARRAY = re.compile(r"\b(?:Tensor|ndarray|NDArray|Array|Floats|Weights)\b")
-_AXIS = r"(?:…|\d+|[A-Za-zΣ]{1,2}\d?(?:_\w+)?[₀-₉ₖ]?|features|rows|inputs|outputs|units|classes|examples|levels)"
+_WORDS = "classes|examples|features|inputs|levels|outputs|rows|units"
+_AXIS = rf"(?:…|\d+|[A-Za-zΣ]{{1,2}}\d?(?:_\w+)?[₀-₉ₖ]?|{_WORDS})"
 _TERM = rf"{_AXIS}(?: ?[−+·×−-] ?{_AXIS})*"
 SHAPE = re.compile(
     rf"\({_TERM},(?: {_TERM}(?:, {_TERM})*)?\)|\bscalar\b|\bflat\b|'s shape\b|\bof any shape\b"
