@@ -1,5 +1,7 @@
 """The errors that marginflow raises.
 
+Source: marginflow.
+
 MarginflowError
 ├── InputError                     what the caller gave is wrong (also a ValueError)
 │   ├── SpecificationError         an unknown name or a malformed specification string
@@ -55,6 +57,9 @@ class ModelError(InputError):
 class NotHomogeneousError(ModelError):
     """The network is not multi-homogeneous.
 
+    Args:
+        message: what was found, and what to do.
+
     Attributes:
         offender: name of the parameter or module that breaks homogeneity.
     """
@@ -73,7 +78,16 @@ class StorageError(MarginflowError, OSError):
 
 
 class MissingDependencyError(MarginflowError, ImportError):
-    """An optional package is missing; the message gives the exact install command."""
+    """An optional package is missing; the message gives the exact install command.
+
+    Args:
+        purpose: what needs the package.
+        extra: the extra of marginflow that brings it, if one does.
+        command: the install command, if it is not pip with the extra or the package.
+
+    Attributes:
+        package: the package that is missing.
+    """
 
     def __init__(
         self, package: str, purpose: str, extra: str | None = None, command: str | None = None
@@ -86,6 +100,9 @@ class MissingDependencyError(MarginflowError, ImportError):
 
 class DivergedError(MarginflowError, ArithmeticError):
     """Training met NaN or infinity.
+
+    Args:
+        message: what was met, and what to do.
 
     Attributes:
         step: the step (one mini-batch update) at which it was noticed.

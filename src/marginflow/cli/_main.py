@@ -25,7 +25,13 @@ _PARALLEL = ("train", "maximize", "measure", "certify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line on ``arguments`` (by default those of the process); the exit code."""
+    """Run the command line on ``arguments`` (by default those of the process); the exit code.
+
+    Source: marginflow.
+
+    Args:
+        arguments: the words after ``marginflow``; None takes those of the process.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:

@@ -1,4 +1,7 @@
-"""Outputs at perturbed inputs without gradients: what margins need."""
+"""Outputs at perturbed inputs without gradients: what margins need.
+
+Source: marginflow; the perturbed inputs of Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,8 @@ class AttackedOutputs:
     Raises:
         SpecificationError: an unknown engine.
         ModelError: ``fused`` where it does not apply.
+        InputError: in a job of several processes, an attack whose draws cannot be divided among
+            them.
     """
 
     def __init__(
@@ -103,6 +108,14 @@ class AttackedOutputs:
         """The outputs at x, those at x + δ, and the dead inputs, in no more passes than needed.
 
         Arguments and errors as for a call.
+
+        Args:
+            x: examples, (n, …).
+            y: labels, (n,).
+            generator: serves a random start.
+
+        Returns:
+            outputs (n,), (n, 1) or (n, C), twice, and (n,) bool.
         """
         clean, outputs, dead = self._divided(self._both, x, y, generator)
         return clean, outputs, dead

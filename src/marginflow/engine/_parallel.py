@@ -1,4 +1,7 @@
-"""The loss gradient of a batch whose examples are divided among the processes of a job."""
+"""The loss gradient of a batch whose examples are divided among the processes of a job.
+
+Source: the gradient of Algorithm 1, summed over processes.
+"""
 
 from __future__ import annotations
 
@@ -147,6 +150,9 @@ class ParallelEngine(Engine):
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Scores and how far each can move the weights; see :meth:`Engine.reach`.
+
+        Returns:
+            both (n,).
 
         Raises:
             ProcessLostError: another process is gone.
@@ -356,7 +362,12 @@ def check_divisible(attack: Attack | None) -> None:
 
 
 def independent(model: nn.Module, x: Tensor) -> bool:
-    """Whether the outputs at x are the same, to rounding, when a part of the batch is missing."""
+    """Whether the outputs at x are the same, to rounding, when a part of the batch is missing.
+
+    Args:
+        model: the network; a copy is evaluated.
+        x: some inputs, (n, …).
+    """
     model = copy.deepcopy(model).train()
     part = x[: max(2, len(x) // 2)]
     with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

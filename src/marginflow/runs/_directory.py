@@ -4,12 +4,13 @@ run.json                     configuration, versions, hash of the data, format v
 metrics.jsonl                one line per measurement
 checkpoints/step-….safetensors (+ .json)
     trajectory/step-….safetensors     the weights at each measurement, where they are kept
+
+Source: marginflow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,9 +28,17 @@ from torch import Tensor
 
 from marginflow.distributed import first
 from marginflow.errors import RunError
-from marginflow.runs._files import append_durably, storing, sync_folder, write_atomically
+from marginflow.runs._files import (
+    append_durably,
+    lock_folder,
+    storing,
+    sync_folder,
+    write_atomically,
+)
 
 FORMAT_VERSION = 1
+"""Of run directories: one of a newer format is refused."""
+
 _KEPT_CHECKPOINTS = 2
 _OWN = (
     "run.json",
@@ -55,7 +64,7 @@ class Checkpoint:
     """A checkpoint that was read back whole.
 
     Attributes:
-        tensors: what was saved.
+        tensors: what was saved, by name, of any shape.
         info: its JSON side file: step, epoch and whatever else was given.
         path: the ``.safetensors`` file.
     """
@@ -73,6 +82,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        """The folder."""
         self._lock: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -88,6 +98,10 @@ class RunDirectory:
     @first
     def check_free(cls, path: str | os.PathLike[str], *, force: bool) -> None:
         """Refuse a path that :meth:`create` would refuse, without writing anything.
+
+        Args:
+            path: the folder.
+            force: whether a run that is there may be replaced.
 
         Raises:
             RunError: the directory holds a run and ``force`` is False, or holds other files.
@@ -111,6 +125,11 @@ class RunDirectory:
         cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, force: bool = False
     ) -> RunDirectory:
         """Make a new run directory and write its ``run.json``.
+
+        Args:
+            path: the folder.
+            config: the content of ``run.json``.
+            force: replace a run that is there.
 
         Raises:
             RunError: see :meth:`check_free`; or another process writes there.
@@ -138,6 +157,9 @@ class RunDirectory:
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """Open an existing run to continue it.
 
+        Args:
+            path: the folder.
+
         Raises:
             RunError: no run there, or another process writes there.
         """
@@ -155,16 +177,12 @@ class RunDirectory:
 
     def _acquire(self) -> None:
         """Lock the directory for this process; the lock dies with it."""
-        with storing(self.path):
-            descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = lock_folder(self.path)
+        if descriptor is None:
             raise RunError(
                 f"another process is writing the run {str(self.path)!r}, or a monitor of this one "
                 "that was not closed"
-            ) from None
+            )
         self._lock = descriptor
 
     def _remove_leftovers(self) -> None:
@@ -182,6 +200,9 @@ class RunDirectory:
     @first
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``run.json``.
+
+        Args:
+            config: the new content of ``run.json``.
 
         Raises:
             StorageError: the file system refuses.
@@ -218,6 +239,9 @@ class RunDirectory:
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
         """Append measurements, one line each.
 
+        Args:
+            records: measurements, one line each.
+
         Raises:
             StorageError: the file system refuses.
         """
@@ -253,8 +277,12 @@ class RunDirectory:
     def truncate_metrics(self, step: int) -> None:
         """Keep the measurements and weights up to ``step``, those that a checkpoint vouches for.
 
+        Args:
+            step: the last step that is kept.
+
         Raises:
-            RunError: damaged metrics. StorageError: the file system refuses.
+            RunError: damaged metrics.
+            StorageError: the file system refuses.
         """
         kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
@@ -268,6 +296,10 @@ class RunDirectory:
     def save_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of ``step`` as a point of the trajectory.
 
+        Args:
+            step: at which they were taken.
+            weights: by name, of any shape.
+
         Raises:
             StorageError: the file system refuses.
         """
@@ -280,6 +312,9 @@ class RunDirectory:
     @first
     def read_weights(self) -> dict[int, dict[str, Tensor]]:
         """The kept weights by step, in order; empty where none were kept.
+
+        Returns:
+            by step, and by name each weight of its shape.
 
         Raises:
             RunError: a damaged file.
@@ -295,6 +330,10 @@ class RunDirectory:
     @first
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
         """Save ``tensors`` as the checkpoint of ``info["step"]`` and drop all but the newest two.
+
+        Args:
+            tensors: by name, of any shape.
+            info: what the side file says besides.
 
         Raises:
             StorageError: the file system refuses; earlier checkpoints are untouched.
