@@ -23,10 +23,11 @@ def test_the_page_runs(
     monkeypatch.setenv("COLUMNS", "80")
     kinds = [kind for kind, _ in BLOCKS]
     assert kinds == ["toml", "sh", "text", "sh", "python", "sh", "toml"]
-    content = BLOCKS[0][1].replace("epochs = 100", "epochs = 20")
+    content = BLOCKS[0][1].replace("epochs = 100", "epochs = 5")
     assert content != BLOCKS[0][1]
     Path("sweep.toml").write_text(content, encoding="utf-8")
-    for kind, block in BLOCKS[1:]:
+    for kind, written in BLOCKS[1:]:
+        block = re.sub(r"(--jobs |jobs=)2", r"\g<1>1", written)  # a process less to begin
         if kind == "sh":
             program, *words = shlex.split(block)
             assert program == "marginflow"

@@ -59,7 +59,12 @@ class RayExecutor(Executor):
                     runtime_env={"env_vars": carried} if carried else None,
                     **settings,
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (
+                ConnectionError,
+                ValueError,
+                RuntimeError,
+                ray.exceptions.RayError,
+            ) as error:
                 raise InputError(
                     f"address: cannot join the Ray cluster at {where!r}: {error}"
                 ) from None
