@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/in-python.md", "docs/versions.md")
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"""(?:\]\(|src=")([^)#\s"]+)""")
 
 
 @pytest.mark.parametrize(
