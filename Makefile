@@ -1,17 +1,19 @@
 # make demo         train on the bundled digits, measure, draw the report
 # make test         lint, types, import floors, tests
 # make test-extras  other people's libraries, the report in a browser; two environments of their own
+# make package      wheel and source distribution in dist/, checked, and the wheel in an empty environment
 # make bench        short runs of all benchmarks, beside those libraries, in the same environment
 
 PYTHON ?= python3
 VENV := .venv
 EXTRAS := .venv-extras
 INTEGRATIONS := .venv-integrations
+PACKAGE := .venv-package
 BIN := $(VENV)/bin
 # The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
 export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo test lint test-extras bench clean
+.PHONY: demo test lint test-extras package bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -31,6 +33,9 @@ lint: $(VENV)/.installed
 test-extras: $(EXTRAS)/.installed $(INTEGRATIONS)/.installed
 	$(EXTRAS)/bin/python -m pytest tests/extras -m extras
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -m integrations
+
+package: $(PACKAGE)/.installed
+	$(PACKAGE)/bin/python -m pytest tests/package -m package
 
 # One after another: they are timed.
 bench: $(EXTRAS)/.installed
@@ -57,6 +62,13 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrati
 	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt torch --editable '.[dev,integrations]'
 	touch $@
 
+# Without torch: what is built is installed into an environment of its own by the tests.
+$(PACKAGE)/.installed: constraints-package.txt
+	$(PYTHON) -m venv --clear $(PACKAGE)
+	$(PACKAGE)/bin/pip install --quiet --constraint constraints-package.txt \
+	  build check-wheel-contents hatchling mypy pytest twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) $(PACKAGE) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache .artefacts
