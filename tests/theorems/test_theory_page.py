@@ -18,23 +18,16 @@ LINKS = [target for _, target in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", TEXT)]
 
 
 def github_slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """The anchor that GitHub and the site give a heading."""
     kept = "".join(c for c in heading.lower() if c in " -_" or unicodedata.category(c)[0] in "LNM")
     return kept.replace(" ", "-")
 
 
-def site_slug(heading: str) -> str:
-    """The anchor that Python-Markdown gives a heading."""
-    ascii_only = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
-    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
-
-
 def anchors(page: Path) -> set[str]:
-    """Explicit anchors, and those of headings that GitHub and the site name alike."""
+    """Those of a page's headings, and explicit ones."""
     text = page.read_text(encoding="utf-8")
     headings = [h.replace("`", "") for h in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
-    alike = {github_slug(h) for h in headings if github_slug(h) == site_slug(h)}
-    return alike | set(re.findall(r'<a id="([^"]+)">', text))
+    return {*map(github_slug, headings), *re.findall(r'<a id="([^"]+)">', text)}
 
 
 def rows() -> dict[str, str]:
@@ -68,8 +61,3 @@ def test_every_link_leads_somewhere(target: str) -> None:
     page = (PAGE.parent / name).resolve() if name else PAGE
     assert page.is_file()
     assert not anchor or anchor in anchors(page)
-
-
-def test_the_two_slugs_are_those_of_the_two_renderers() -> None:
-    assert github_slug("Eq. (3): c > 1, γ̂_m") == "eq-3-c--1-γ̂_m"
-    assert site_slug("Eq. (3): c > 1, γ̂_m") == "eq-3-c-1-_m"
