@@ -1,17 +1,19 @@
 # make demo         train on the bundled digits, measure, draw the report
 # make test         lint, types, import floors, tests
 # make test-extras  other people's libraries, the report in a browser; two environments of their own
+# make docs         the documentation site, in site/
 # make bench        short runs of all benchmarks, beside those libraries, in the same environment
 
 PYTHON ?= python3
 VENV := .venv
 EXTRAS := .venv-extras
 INTEGRATIONS := .venv-integrations
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 # The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
 export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo test lint test-extras bench clean
+.PHONY: demo test lint test-extras docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,9 +30,16 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test-extras: $(EXTRAS)/.installed $(INTEGRATIONS)/.installed
+test-extras: $(EXTRAS)/.installed $(INTEGRATIONS)/.installed docs
 	$(EXTRAS)/bin/python -m pytest tests/extras -m extras
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -m integrations
+
+docs: site/index.html
+
+# Whatever a page may show. The variable keeps Material from advertising its successor on every build.
+site/index.html: $(DOCS)/.installed mkdocs.yml $(shell find docs docs-site examples src -type f ! -name '*.pyc') \
+    CONTRIBUTING.md CHANGELOG.md
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 # One after another: they are timed.
 bench: $(EXTRAS)/.installed
@@ -57,6 +66,14 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrati
 	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt torch --editable '.[dev,integrations]'
 	touch $@
 
+# The package itself is not installed: its docstrings are read from src/.
+$(DOCS)/.installed: pyproject.toml constraints-docs.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint constraints-docs.txt \
+	  $$($(DOCS)/bin/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) $(DOCS) site .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache .artefacts
