@@ -1,8 +1,8 @@
 """The code of a documentation page: what can be run, and running it.
 
-Run are all ```python blocks, and all ```bash and ```console blocks of `marginflow` commands, in their order, with one
-namespace and one (temporary) directory for the page. In a console block with prompts, lines without `$ ` are output.
-Two comments may stand before a block:
+Run are all ```python blocks, and all ```bash and ```console blocks of `marginflow` commands, in their order,
+with one namespace and one (temporary) directory for the page. In a console block with prompts, lines without
+`$ ` are output. Two comments may stand before a block:
 
     <!-- not run: needs MNIST -->           it is left out; its commands must still be well-formed
     <!-- run with epochs=3 -->              it runs with every number of epochs replaced

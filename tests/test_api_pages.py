@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
 from collections import Counter, defaultdict
@@ -46,9 +47,10 @@ def thing(path: str) -> object:
     value = getattr(importlib.import_module(module), name)
     if isinstance(value, ModuleType):
         return value.__name__
-    home = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return value.__module__, value.__qualname__
     # Constants and aliases of types know no home; one that is exported twice is the same object.
-    return home if all(home) else (name, id(value))
+    return name, id(value)
 
 
 def public() -> dict[object, list[str]]:
