@@ -25,8 +25,8 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples docs-site
+	$(BIN)/ruff check src tests benchmarks examples docs-site
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

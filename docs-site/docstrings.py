@@ -1,7 +1,7 @@
 """Griffe extension: the docstrings of src/ as the API pages show them.
 
-Docstrings are written for `help()` and editors; four things read better on a page, or need to be said to griffe,
-which reads the sources without running them:
+Docstrings are written for `help()` and editors; four things read better on a page, or need to be said
+to griffe, which reads the sources without running them:
 
 - Sphinx's roles, :func:`name`, become links to the name, or plain code where no page has it;
 - entries for several names, "lower, upper: …", become one entry for each;
@@ -27,8 +27,8 @@ class Docstrings(griffe.Extension):
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Go through all objects of the package."""
-        _functions_before_files(pkg)
         _visit(pkg)
+        _functions_before_files(pkg)
 
 
 def _visit(scope: griffe.Object) -> None:

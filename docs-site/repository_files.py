@@ -1,9 +1,9 @@
 """MkDocs hook: files of the repository that pages link to become pages of the site.
 
-On GitHub `[own_loop.py](../examples/own_loop.py)` opens the script. The site is made of docs/ alone, so a page
-that shows the file is made for it, under `repository/`, and the link goes there. Links in such pages
-(CONTRIBUTING.md is one) are treated in the same way. A link to nothing is left as it is: MkDocs, being strict,
-then fails.
+On GitHub `[own_loop.py](../examples/own_loop.py)` opens the script. The site is made of docs/ alone, so a
+page that shows the file is made for it, under `repository/`, and the link goes there. Links in such pages
+(CONTRIBUTING.md is one) are treated in the same way. A link to nothing is left as it is: MkDocs, being
+strict, then fails.
 """
 
 from __future__ import annotations
