@@ -204,10 +204,13 @@ class Team:
         return cast(_T, result)
 
     def each(self, value: Tensor) -> Tensor:
-        """The values of every process, (size, …), in the order of their ranks.
+        """The values of every process, in the order of their ranks.
 
         Args:
-            value: a scalar.
+            value: of the same shape in all processes, (…).
+
+        Returns:
+            (size, …), the same in all processes.
 
         Raises:
             ProcessLostError: another process is gone.
