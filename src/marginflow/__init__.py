@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from marginflow.monitor import Monitor
     from marginflow.overfitting import Overfitting, detect_overfitting
     from marginflow.runs import Run, load_run
+    from marginflow.sweeps import Sweep, sweep
     from marginflow.theorems import Audit, Verdict, audit, verify
     from marginflow.workflow import Flow, gradient_flow, maximize, train, train_seeds
 
@@ -45,6 +46,7 @@ _HOME = {
     "NearestKKTPoint": "kkt",
     "Overfitting": "overfitting",
     "Run": "runs",
+    "Sweep": "sweeps",
     "Verdict": "theorems",
     "adversarial_margins": "margins",
     "audit": "theorems",
@@ -59,6 +61,7 @@ _HOME = {
     "measure_homogeneity": "homogeneity",
     "nearest_kkt_point": "kkt",
     "normalized_network": "homogeneity",
+    "sweep": "sweeps",
     "train": "workflow",
     "train_seeds": "workflow",
     "verify": "theorems",
@@ -88,6 +91,7 @@ __all__ = [
     "NearestKKTPoint",
     "Overfitting",
     "Run",
+    "Sweep",
     "Verdict",
     "adversarial_margins",
     "ascent",
@@ -110,6 +114,7 @@ __all__ = [
     "nearest_kkt_point",
     "normalized_network",
     "references",
+    "sweep",
     "train",
     "train_seeds",
     "verify",

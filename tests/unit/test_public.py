@@ -30,6 +30,7 @@ PUBLIC = [
     "NearestKKTPoint",
     "Overfitting",
     "Run",
+    "Sweep",
     "Verdict",
     "adversarial_margins",
     "ascent",
@@ -52,6 +53,7 @@ PUBLIC = [
     "nearest_kkt_point",
     "normalized_network",
     "references",
+    "sweep",
     "train",
     "train_seeds",
     "verify",
@@ -103,6 +105,10 @@ PACKAGES = {
         *("Certificate", "Curve", "NearestKKTPoint", "Residuals", "RunCertificate"),
         *("SavedCertificate", "certify_run", "kkt_certificate", "nearest_kkt_point"),
         "read_certificate",
+    ],
+    "sweeps": [
+        *("EXECUTORS", "JOBS", "ExecutorName", "OptionTypes", "Outcome", "Plan", "Sweep", "Trial"),
+        *("check_trials", "load_sweep", "read_plan", "sweep", "take_options"),
     ],
     "models": [
         *("ACTIVATIONS", "Network", "SquaredReLU", "build", "cnn", "conv_linear", "deep_linear"),

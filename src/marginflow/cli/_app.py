@@ -21,6 +21,7 @@ from marginflow.cli._options import (
     OWN_MODEL,
     THREADS,
 )
+from marginflow.cli._sweep_command import sweep
 
 app = typer.Typer(
     name="marginflow",
@@ -259,6 +260,9 @@ app.command(
     epilog="Example: marginflow maximize --data digits:3,8 --model mlp:256,32 "
     "--attack fgsm:eps=0.1 --out runs/spheres"
 )(maximize)
+
+
+app.command(epilog="Example: marginflow sweep sweep.toml --out runs/eps-and-width --jobs 2")(sweep)
 
 
 @app.command(

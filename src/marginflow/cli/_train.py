@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from marginflow._checks import unknown, whole
+from marginflow._checks import whole
 from marginflow.cli._options import take_log
 from marginflow.cli._seeds import print_seeds, run_with_options, take_seeds, way_back
 from marginflow.errors import InputError, RunError
@@ -20,29 +20,6 @@ from marginflow.errors import InputError, RunError
 if TYPE_CHECKING:
     from marginflow.runs import Run
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "data": str,
-    "model": str,
-    "attack": str,
-    "measure_with": str,
-    "loss": str,
-    "lr": (int, float, str),
-    "batch_size": int,
-    "epochs": int,
-    "momentum": (int, float),
-    "derivative": str,
-    "seed": int,
-    "seeds": (int, str),
-    "dtype": str,
-    "device": str,
-    "engine": str,
-    "perturbation_precision": str,
-    "shrink": bool,
-    "threads": int,
-    "data_dir": str,
-    "out": str,
-    "log": (str, list),
-}
 _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
     "derivative", "seed", "dtype", "device", "measure", "schedule", "keep_weights",
@@ -69,6 +46,8 @@ def run_training(
 ) -> None:
     """Train as ``given`` (the options named on the command line) and ``config`` say."""
     options = {**_read_config(config), **given}
+    kept = options.pop("keep_weights", None)
+    keep_weights = kept if keep_weights is None else keep_weights
     schedule = None
     where = None
     seeds = take_seeds(options)
@@ -156,15 +135,10 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         raise InputError(f"--config: cannot read {str(path)!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config: {str(path)!r} is no TOML file: {error}") from None
-    options = {}
-    for key, value in content.items():
-        name = key.replace("-", "_")
-        if name not in _TYPES:
-            raise unknown("option in --config", key, _TYPES)
-        if isinstance(value, bool) != (_TYPES[name] is bool) or not isinstance(value, _TYPES[name]):
-            raise InputError(f"--config: {key}: got {value!r} of the wrong type")
-        options[name] = value
-    return options
+    from marginflow.sweeps import JOBS, take_options
+
+    types = {**JOBS["train"], "seeds": (int, str), "out": str}
+    return take_options(content, types, "--config")
 
 
 def stored_options(

@@ -112,9 +112,9 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
             flows=any(map(is_flow, runs)),
             layers=layer_tables(runs),
             certificate=certificate,
-            residuals=certificate and _figure(certificate.curves, "r"),
+            residuals=certificate and captioned_figure(certificate.curves, "r"),
             bounds=bounds,
-            accuracies=bounds and bounds.curves and _figure(bounds.curves, "b"),
+            accuracies=bounds and bounds.curves and captioned_figure(bounds.curves, "b"),
             settings=settings_table(runs),
             commands=[(name, *reproduction(run)) for run, name in zip(runs, names, strict=True)],
             versions=versions_table(runs),
@@ -137,12 +137,14 @@ def _course_title(runs: Sequence[Run]) -> str:
 def _figures(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Every panel as a drawing of its own: a phone shows them below each other."""
     return [
-        _figure(dataclasses.replace(part, caption=f"{part.caption} {setting(runs)}."), f"f{k}")
+        captioned_figure(
+            dataclasses.replace(part, caption=f"{part.caption} {setting(runs)}."), f"f{k}"
+        )
         for k, part in enumerate(captioned_panels(runs), start=1)
     ]
 
 
-def _figure(part: Captioned, prefix: str) -> dict[str, str]:
+def captioned_figure(part: Captioned, prefix: str) -> dict[str, str]:
     """A panel as a drawing; ``prefix`` begins the names inside it, which the page shares."""
     # The page has the title and the caption as text, where they can be read and searched.
     alone = dataclasses.replace(part.panel, title="")

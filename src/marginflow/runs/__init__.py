@@ -2,7 +2,13 @@
 
 from marginflow.runs._directory import FORMAT_VERSION, Checkpoint, RunDirectory
 from marginflow.runs._export import csv_of, parquet_of, table_of
-from marginflow.runs._files import alone_in, storing, write_atomically
+from marginflow.runs._files import (
+    alone_in,
+    append_durably,
+    lock_folder,
+    storing,
+    write_atomically,
+)
 from marginflow.runs._metrics import QUANTILES, Metrics, layer_names
 from marginflow.runs._provenance import provenance
 from marginflow.runs._run import Run, load_run
@@ -20,10 +26,12 @@ __all__ = [
     "Sink",
     "Sinks",
     "alone_in",
+    "append_durably",
     "check_sinks",
     "csv_of",
     "layer_names",
     "load_run",
+    "lock_folder",
     "open_sinks",
     "parquet_of",
     "provenance",

@@ -9,7 +9,6 @@ checkpoints/step-….safetensors (+ .json)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,7 +25,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from marginflow.errors import RunError
-from marginflow.runs._files import append_durably, storing, sync_folder, write_atomically
+from marginflow.runs._files import (
+    append_durably,
+    lock_folder,
+    storing,
+    sync_folder,
+    write_atomically,
+)
 
 FORMAT_VERSION = 1
 _KEPT_CHECKPOINTS = 2
@@ -144,16 +149,12 @@ class RunDirectory:
 
     def _acquire(self) -> None:
         """Lock the directory for this process; the lock dies with it."""
-        with storing(self.path):
-            descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = lock_folder(self.path)
+        if descriptor is None:
             raise RunError(
                 f"another process is writing the run {str(self.path)!r}, or a monitor of this one "
                 "that was not closed"
-            ) from None
+            )
         self._lock = descriptor
 
     def _remove_leftovers(self) -> None:

@@ -60,6 +60,25 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def lock_folder(folder: Path) -> int | None:
+    """Lock ``folder`` for this process by its file ``.lock``; the lock dies with the process.
+
+    Returns:
+        the descriptor, which releases the lock when it is closed; None if another process holds it.
+
+    Raises:
+        StorageError: the file system refuses.
+    """
+    with storing(folder):
+        descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def append_durably(path: Path, lines: str) -> None:
     """Append one line, or several with newlines between, and fsync.
 

@@ -26,7 +26,7 @@ from marginflow.workflow._flow_goals import Goals
 from marginflow.workflow._flow_job import Job
 from marginflow.workflow._flow_progress import FlowProgress
 from marginflow.workflow._flow_result import Flow
-from marginflow.workflow._setup import prepare
+from marginflow.workflow._setup import Setup, prepare
 
 _KEPT_NUMBERS = 10_000_000  # weights times points kept by default: 80 MB
 _POINTS = 80  # of a flow to ln t = 10⁶, about
@@ -118,17 +118,9 @@ def gradient_flow(
         force=force,
         log=log,
     )
-    if setup.attack is not None and not setup.attack.scale_invariant:
-        raise InputError(
-            "the flow needs a scale invariant perturbation (Definition 1): expected "
-            "objective='margin', got objective='loss', whose gradient fades as the margins grow"
-        )
-    choice("method", method, ("auto", "stiff", "runge-kutta", "steps"))
-    goals = Goals(log_time, log_norm, loss_below)
-    if rtol is not None and real("rtol", rtol, above=0.0) > 0.01:
-        raise InputError(f"rtol: expected at most 0.01, got {rtol:g}")
-    real("patience", patience)
-    whole("max_evaluations", max_evaluations, least=1)
+    goals = check_flow(
+        setup, method, Goals(log_time, log_norm, loss_below), rtol, patience, max_evaluations
+    )
     planned = None if schedule is None else sorted({real("schedule", t) for t in schedule})
     if out is not None and not resume:
         RunDirectory.check_free(out, force=force)
@@ -223,3 +215,29 @@ def gradient_flow(
         if bar is not None:
             bar.stop()
     return job.result(Run(config, monitor.records, path, network, job.kept))
+
+
+def check_flow(
+    setup: Setup,
+    method: str,
+    goals: Goals,
+    rtol: float | None,
+    patience: float,
+    max_evaluations: int,
+) -> Goals:
+    """The goals, once what :func:`gradient_flow` was given is seen to be in range.
+
+    Raises:
+        InputError: as :func:`gradient_flow`.
+    """
+    if setup.attack is not None and not setup.attack.scale_invariant:
+        raise InputError(
+            "the flow needs a scale invariant perturbation (Definition 1): expected "
+            "objective='margin', got objective='loss', whose gradient fades as the margins grow"
+        )
+    choice("method", method, ("auto", "stiff", "runge-kutta", "steps"))
+    if rtol is not None and real("rtol", rtol, above=0.0) > 0.01:
+        raise InputError(f"rtol: expected at most 0.01, got {rtol:g}")
+    real("patience", patience)
+    whole("max_evaluations", max_evaluations, least=1)
+    return goals

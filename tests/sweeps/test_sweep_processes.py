@@ -1,0 +1,217 @@
+"""A sweep on the processes of this machine: what fails, dies, is killed or interrupted, and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_of_twelve import (
+    BAD,
+    attempts,
+    check_eleven_and_one,
+    command,
+    finished,
+    kill_and_resume,
+    write_sweep_file,
+)
+
+import marginflow as mf
+from marginflow.errors import InputError, MissingDependencyError, RunError
+from marginflow.sweeps import load_sweep
+from marginflow.sweeps._processes import ProcessExecutor
+
+SMALL: dict[str, Any] = {
+    "options": {"data": "separable:n=8,d=2", "model": "mlp:4", "epochs": 3},
+    "grid": {"lr": [0.05, 0.1]},
+}
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep of twelve that has ended."""
+    folder = tmp_path_factory.mktemp("twelve")
+    file = write_sweep_file(folder, epochs=100)
+    check_eleven_and_one(file, folder / "out", "processes")
+    return folder
+
+
+def test_a_trial_has_the_bits_of_the_run_alone(twelve: Path) -> None:
+    trial = twelve / "out" / "trials" / "lr-0.05_seed-3"
+    mf.train(
+        "mlp:32", "digits:3,8", attack="fgsm:eps=0.02", loss="exponential", batch_size=32,
+        epochs=100, lr=0.05, seed=3, dtype="float32", out=twelve / "alone",
+    )  # fmt: skip
+    assert (trial / "metrics.jsonl").read_bytes() == (
+        twelve / "alone" / "metrics.jsonl"
+    ).read_bytes()
+
+
+def test_the_result_holds_margins_accuracies_and_residuals(twelve: Path) -> None:
+    sweep = load_sweep(twelve / "out")
+    assert [t.name for t in sweep.failed] == [BAD]
+    assert len(sweep.finished) == 11
+    for trial in sweep.finished:
+        run = trial.load()
+        assert trial.final["normalized_margin"] == run.final["normalized_margin"]
+        if run.final["normalized_margin"] <= 0:
+            assert trial.residual is None
+            assert "margins are not positive" in str(trial.uncertified)
+    certified = next(t for t in sweep.finished if t.residual is not None)
+    own = mf.kkt_certificate(
+        certified.load().load_model(), *_data(), "fgsm:eps=0.02", loss="exponential"
+    )
+    assert certified.residual == own.residual
+    table = sweep.table()
+    assert {len(column) for column in table.values()} == {12}
+    assert table["seed"] == [0, *range(11)]
+    assert table["kkt_residual"][0] is None
+    header = (twelve / "out" / "results.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == ",".join(table)
+
+
+def _data() -> tuple[Any, Any]:
+    data = mf.load("digits:3,8")
+    return data.x, data.y
+
+
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    file = write_sweep_file(tmp_path, epochs=150, retries=0, certify=False)
+    kill_and_resume(file, tmp_path / "out", "processes", after=3)
+    assert not list((tmp_path / "out").rglob(".metrics*")), "no temporary file is left behind"
+
+
+def test_a_half_done_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Its worker is killed in the middle: the trial is tried again, and has the bits of one left alone."""
+    sweep = {
+        "sweep": {"retries": 1, "certify": False},
+        "options": {"data": "digits:3,8", "model": "mlp:64", "batch_size": 32, "epochs": 400},
+        "grid": {"lr": [0.1]},
+    }
+    out, trial = tmp_path / "out", tmp_path / "out" / "trials" / "lr-0.1"
+    executor_pids: list[int] = []
+    original = ProcessExecutor.start
+
+    def start(self: ProcessExecutor, task: Any) -> None:
+        original(self, task)
+        executor_pids.extend(self.pids)
+
+    def kill() -> None:
+        while _step(trial) < 1:
+            time.sleep(0.005)
+        os.kill(executor_pids[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProcessExecutor, "start", start)
+        killer.start()
+        result = mf.sweep(sweep, out=out, executor="processes", jobs=1)
+        killer.join()
+    first, second = attempts(out)
+    assert (first["outcome"], second["outcome"]) == ("failed", "finished")
+    assert first["error"] == "the process of the trial died (SIGKILL)"
+    assert [(t.state, t.attempts) for t in result.trials] == [("finished", 2)]
+    mf.train(
+        "mlp:64", "digits:3,8", batch_size=32, epochs=400, lr=0.1, dtype="float32",
+        out=tmp_path / "alone",
+    )  # fmt: skip
+    assert (trial / "metrics.jsonl").read_bytes() == (
+        tmp_path / "alone" / "metrics.jsonl"
+    ).read_bytes()
+
+
+def _step(run: Path) -> int:
+    steps = (int(p.stem.removeprefix("step-")) for p in run.glob("checkpoints/step-*.json"))
+    return max(steps, default=-1)
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    file = write_sweep_file(tmp_path, epochs=5000, certify=False)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(file, out, "processes"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    good = [out / "trials" / f"lr-0.05_seed-{k}" for k in (0, 1)]
+    while process.poll() is None and min(map(_step, good)) < 0:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "continue with: marginflow sweep" in error
+    assert "Traceback" not in error
+    assert min(map(_step, good)) > 0, "each running trial has left a checkpoint"
+    assert finished(out) == []
+
+
+def test_a_sweep_is_resumed_with_more_trials_but_not_with_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = mf.sweep(SMALL, out=out, executor="processes", jobs=1)
+    assert [t.state for t in first.trials] == ["finished", "finished"]
+    with pytest.raises(RunError, match="already holds a sweep; continue it with --resume"):
+        mf.sweep(SMALL, out=out, executor="processes")
+    with pytest.raises(InputError, match="exclude each other"):
+        mf.sweep(SMALL, out=out, executor="processes", resume=True, force=True)
+    more = {**SMALL, "grid": {"lr": [0.05, 0.2, 0.1]}}
+    # As a process leaves it that is killed before it has written run.json.
+    (out / "trials" / "lr-0.2" / "checkpoints").mkdir(parents=True)
+    second = mf.sweep(more, out=out, executor="processes", jobs=1, resume=True)
+    assert [t.name for t in second.trials] == ["lr-0.05", "lr-0.2", "lr-0.1"]
+    assert [line["trial"] for line in attempts(out)] == ["lr-0.05", "lr-0.1", "lr-0.2"]
+    with pytest.raises(RunError, match=r"has the trial 'lr-0.2', which the file does not name"):
+        mf.sweep(SMALL, out=out, executor="processes", resume=True)
+    other = {**more, "options": {**SMALL["options"], "epochs": 4}}
+    with pytest.raises(RunError, match=r"'lr-0.05' has another epochs there"):
+        mf.sweep(other, out=out, executor="processes", resume=True)
+    with pytest.raises(RunError, match="no sweep in"):
+        mf.sweep(SMALL, out=tmp_path / "none", executor="processes", resume=True)
+
+
+def test_a_folder_that_is_no_sweep_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(RunError, match="holds files that are no sweep"):
+            mf.sweep(SMALL, out=tmp_path, executor="processes", force=force)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_the_executors_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="address: a Ray cluster needs executor 'ray'"):
+        mf.sweep(SMALL, out=out, executor="processes", address="auto")
+    gpus = {**SMALL, "resources": {"gpus": 1}}
+    with pytest.raises(InputError, match="gpus: only Ray"):
+        mf.sweep(gpus, out=out, executor="processes")
+    with pytest.raises(InputError, match="unknown executor 'rey'; did you mean 'ray'"):
+        mf.sweep(SMALL, out=out, executor="rey")  # type: ignore[arg-type]
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'marginflow\[ray\]'"):
+        mf.sweep(SMALL, out=out, executor="ray")
+    assert not out.exists()
+
+
+def test_other_jobs(tmp_path: Path) -> None:
+    """Maximisations and flows as trials."""
+    base = {"data": "separable:n=8,d=2", "model": "deep-linear:3", "attack": "fgm:eps=0.01"}
+    ascents = mf.sweep(
+        {
+            "sweep": {"job": "maximize"},
+            "options": {**base, "epochs": 5},
+            "grid": {"method": ["spheres", "relative"]},
+        },
+        out=tmp_path / "maximize", executor="processes", jobs=1,
+    )  # fmt: skip
+    assert [t.state for t in ascents.trials] == ["finished", "finished"]
+    assert [t.load().config["kind"] for t in ascents.trials] == ["maximize", "maximize"]
+    flows = mf.sweep(
+        {"sweep": {"job": "flow"}, "options": base, "grid": {"log_time": [2, 3.0]}},
+        out=tmp_path / "flow", executor="processes", jobs=1,
+    )  # fmt: skip
+    assert [t.final["log_time"] for t in flows.trials] == pytest.approx([2, 3])
+    assert json.loads((tmp_path / "flow" / "sweep.json").read_text())["job"] == "flow"
