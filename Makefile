@@ -2,6 +2,7 @@
 # make test         lint, types, import floors, tests
 # make test-extras  other people's libraries, the report in a browser; two environments of their own
 # make docs         the documentation site, in site/
+# make package      wheel and source distribution in dist/, checked, and the wheel in an empty environment
 # make bench        short runs of all benchmarks, beside those libraries, in the same environment
 
 PYTHON ?= python3
@@ -9,11 +10,12 @@ VENV := .venv
 EXTRAS := .venv-extras
 INTEGRATIONS := .venv-integrations
 DOCS := .venv-docs
+PACKAGE := .venv-package
 BIN := $(VENV)/bin
 # The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
 export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo test lint test-extras docs bench clean
+.PHONY: demo test lint test-extras docs package bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -40,6 +42,9 @@ docs: site/index.html
 site/index.html: $(DOCS)/.installed mkdocs.yml $(shell find docs docs-site examples src -type f ! -name '*.pyc') \
     CONTRIBUTING.md CHANGELOG.md
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+package: $(PACKAGE)/.installed
+	$(PACKAGE)/bin/python -m pytest tests/package -m package
 
 # One after another: they are timed.
 bench: $(EXTRAS)/.installed
@@ -74,6 +79,13 @@ $(DOCS)/.installed: pyproject.toml constraints-docs.txt
 	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	touch $@
 
+# Without torch: what is built is installed into an environment of its own by the tests.
+$(PACKAGE)/.installed: constraints-package.txt
+	$(PYTHON) -m venv --clear $(PACKAGE)
+	$(PACKAGE)/bin/pip install --quiet --constraint constraints-package.txt \
+	  build check-wheel-contents hatchling mypy pytest twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) $(DOCS) site .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-	  .import_linter_cache .artefacts
+	rm -rf $(VENV) $(EXTRAS) $(INTEGRATIONS) $(DOCS) $(PACKAGE) site dist .mypy_cache .ruff_cache .pytest_cache \
+	  .hypothesis .import_linter_cache .artefacts

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from marginflow.cli._completion import complete_values
 from marginflow.cli._export import export
 from marginflow.cli._maximize_command import maximize
 from marginflow.cli._options import (
@@ -531,3 +532,6 @@ def demo(
     from marginflow.cli._demo import run_demo
 
     run_demo(out, seed=seed, force=force, progress=not quiet)
+
+
+complete_values(app)
