@@ -10,6 +10,8 @@ MarginflowError
 ├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
 ├── MissingDependencyError         an optional package is not installed (also an ImportError)
 └── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ class ModelError(InputError):
 class NotHomogeneousError(ModelError):
     """The network is not multi-homogeneous.
 
+    Args:
+        message: what was found, and what to do.
+
     Attributes:
         offender: name of the parameter or module that breaks homogeneity.
     """
@@ -72,7 +77,16 @@ class StorageError(MarginflowError, OSError):
 
 
 class MissingDependencyError(MarginflowError, ImportError):
-    """An optional package is missing; the message gives the exact install command."""
+    """An optional package is missing; the message gives the exact install command.
+
+    Args:
+        purpose: what needs the package.
+        extra: the extra of marginflow that brings it, if one does.
+        command: the install command, if it is not pip with the extra or the package.
+
+    Attributes:
+        package: the package that is missing.
+    """
 
     def __init__(
         self, package: str, purpose: str, extra: str | None = None, command: str | None = None
@@ -85,6 +99,9 @@ class MissingDependencyError(MarginflowError, ImportError):
 
 class DivergedError(MarginflowError, ArithmeticError):
     """Training met NaN or infinity.
+
+    Args:
+        message: what was met, and what to do.
 
     Attributes:
         step: the step (one mini-batch update) at which it was noticed.

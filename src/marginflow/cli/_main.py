@@ -1,6 +1,8 @@
 """Entry point: every error becomes one clear message and an exit code.
 
 0 success, 1 training diverged, 2 wrong or missing input, 130 interrupted by Ctrl-C.
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from marginflow.errors import DivergedError, MarginflowError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line on ``arguments`` (by default those of the process); the exit code."""
+    """Run the command line on ``arguments`` (by default those of the process); the exit code.
+
+    Args:
+        arguments: the words after ``marginflow``; None takes those of the process.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

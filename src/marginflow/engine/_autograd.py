@@ -1,4 +1,7 @@
-"""The loss gradient at perturbed inputs, by autograd, for any model."""
+"""The loss gradient at perturbed inputs, by autograd, for any model.
+
+Source: the gradient of Algorithm 1.
+"""
 
 from __future__ import annotations
 

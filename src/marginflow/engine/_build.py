@@ -1,4 +1,7 @@
-"""Which engine serves a training."""
+"""Which engine serves a training.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Outputs at perturbed inputs without gradients: what margins need."""
+"""Outputs at perturbed inputs without gradients: what margins need.
+
+Source: marginflow; the perturbed inputs of Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,14 @@ class AttackedOutputs:
         """The outputs at x, those at x + δ, and the dead inputs, in no more passes than needed.
 
         Arguments and errors as for a call.
+
+        Args:
+            x: examples, (n, …).
+            y: labels, (n,).
+            generator: serves a random start.
+
+        Returns:
+            outputs (n,), (n, 1) or (n, C), twice, and (n,) bool.
         """
         outputs, dead = self(x, y, generator)
         if self.attack is None:

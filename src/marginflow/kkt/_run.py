@@ -1,4 +1,7 @@
-"""The certificate of a recorded run: its network, data and attack put together, and kept on disk."""
+"""The certificate of a recorded run: its network, data and attack put together, and kept on disk.
+
+Source: Theorem 5 and Definition 3, for a run.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,11 @@ class RunCertificate:
 
     @property
     def shown(self) -> Tensor:
-        """Places in the support of the at most 64 largest positive multipliers, largest first."""
+        """Places in the support of the at most 64 largest positive multipliers, largest first.
+
+        Returns:
+            (k,), int64, k ≤ 64.
+        """
         multipliers = self.certificate.multipliers
         order = torch.argsort(multipliers, descending=True, stable=True)[:SHOWN]
         return order[multipliers[order] > 0]
@@ -83,6 +90,9 @@ class RunCertificate:
 
         The inputs go first, under a name made of their hash, which the JSON file carries: whenever
         this is interrupted, the earlier certificate is still there, whole.
+
+        Args:
+            folder: the run directory.
 
         Returns:
             the path of ``certificate.json``.
@@ -124,9 +134,9 @@ class SavedCertificate:
 
     Attributes:
         content: ``certificate.json``.
-        clean: inputs x_i by example, of the largest multipliers, largest first; empty where the
-            file with them is gone.
-        adversarial: ``x_i + δ_i`` likewise.
+        clean: inputs x_i by example, each of its shape, of the largest multipliers, largest first;
+            empty where the file with them is gone.
+        adversarial: ``x_i + δ_i`` likewise, of the same shapes.
     """
 
     content: Mapping[str, Any]
@@ -136,6 +146,9 @@ class SavedCertificate:
 
 def read_certificate(folder: str | os.PathLike[str]) -> SavedCertificate | None:
     """The certificate in a run directory, or None where there is none.
+
+    Args:
+        folder: the run directory.
 
     Raises:
         RunError: a damaged file, or one of a newer format.

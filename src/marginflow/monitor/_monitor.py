@@ -70,6 +70,8 @@ class Monitor:
     the alarm of catastrophic overfitting; :attr:`left_out` says what is missing and why, and so do
     a warning in the log, ``run.json`` and the report.
 
+    Source: marginflow; the normalised margins are those of Section 3.2.
+
     Args:
         model: the network; wrappers of ``torch.compile``, ``DataParallel`` and
             ``DistributedDataParallel`` are taken off.
@@ -108,6 +110,17 @@ class Monitor:
     Attributes:
         records: all measurements so far, oldest first.
         left_out: why some quantities are not measured, by their names; empty for homogeneous networks.
+        active: whether this process measures: in a distributed loop, the process of rank 0 alone.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> model = mf.models.mlp(6, 8, 1, seed=0).double()
+        >>> monitor = mf.Monitor(model, data, mf.attacks.FGSM(eps=0.05))
+        >>> for epoch in range(3):
+        ...     _ = monitor.measure(epoch)  # after an epoch of anybody's training
+        >>> [record["step"] for record in monitor.records]
+        [0, 1, 2]
     """
 
     def __init__(

@@ -4,6 +4,8 @@ run.json                     configuration, versions, hash of the data, format v
 metrics.jsonl                one line per measurement
 checkpoints/step-….safetensors (+ .json)
     trajectory/step-….safetensors     the weights at each measurement, where they are kept
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from marginflow.runs._files import (
 )
 
 FORMAT_VERSION = 1
+"""Of run directories: one of a newer format is refused."""
+
 _KEPT_CHECKPOINTS = 2
 _OWN = (
     "run.json",
@@ -59,7 +63,7 @@ class Checkpoint:
     """A checkpoint that was read back whole.
 
     Attributes:
-        tensors: what was saved.
+        tensors: what was saved, by name, of any shape.
         info: its JSON side file: step, epoch and whatever else was given.
         path: the ``.safetensors`` file.
     """
@@ -70,7 +74,11 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock."""
+    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock.
+
+    Attributes:
+        path: the folder.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -84,6 +92,10 @@ class RunDirectory:
     @classmethod
     def check_free(cls, path: str | os.PathLike[str], *, force: bool) -> None:
         """Refuse a path that :meth:`create` would refuse, without writing anything.
+
+        Args:
+            path: the folder.
+            force: whether a run that is there may be replaced.
 
         Raises:
             RunError: the directory holds a run and ``force`` is False, or holds other files.
@@ -106,6 +118,11 @@ class RunDirectory:
         cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, force: bool = False
     ) -> RunDirectory:
         """Make a new run directory and write its ``run.json``.
+
+        Args:
+            path: the folder.
+            config: the content of ``run.json``.
+            force: replace a run that is there.
 
         Raises:
             RunError: see :meth:`check_free`; or another process writes there.
@@ -131,6 +148,9 @@ class RunDirectory:
     @classmethod
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """Open an existing run to continue it.
+
+        Args:
+            path: the folder.
 
         Raises:
             RunError: no run there, or another process writes there.
@@ -172,6 +192,9 @@ class RunDirectory:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``run.json``.
 
+        Args:
+            config: the new content of ``run.json``.
+
         Raises:
             StorageError: the file system refuses.
         """
@@ -204,6 +227,9 @@ class RunDirectory:
 
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
         """Append measurements, one line each.
+
+        Args:
+            records: measurements, one line each.
 
         Raises:
             StorageError: the file system refuses.
@@ -238,8 +264,12 @@ class RunDirectory:
     def truncate_metrics(self, step: int) -> None:
         """Keep the measurements and weights up to ``step``, those that a checkpoint vouches for.
 
+        Args:
+            step: the last step that is kept.
+
         Raises:
-            RunError: damaged metrics. StorageError: the file system refuses.
+            RunError: damaged metrics.
+            StorageError: the file system refuses.
         """
         kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
@@ -252,6 +282,10 @@ class RunDirectory:
     def save_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of ``step`` as a point of the trajectory.
 
+        Args:
+            step: at which they were taken.
+            weights: by name, of any shape.
+
         Raises:
             StorageError: the file system refuses.
         """
@@ -263,6 +297,9 @@ class RunDirectory:
 
     def read_weights(self) -> dict[int, dict[str, Tensor]]:
         """The kept weights by step, in order; empty where none were kept.
+
+        Returns:
+            by step, and by name each weight of its shape.
 
         Raises:
             RunError: a damaged file.
@@ -277,6 +314,10 @@ class RunDirectory:
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
         """Save ``tensors`` as the checkpoint of ``info["step"]`` and drop all but the newest two.
+
+        Args:
+            tensors: by name, of any shape.
+            info: what the side file says besides.
 
         Raises:
             StorageError: the file system refuses; earlier checkpoints are untouched.

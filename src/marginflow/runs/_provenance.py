@@ -1,4 +1,7 @@
-"""What ``run.json`` says of where a run came from."""
+"""What ``run.json`` says of where a run came from.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Leaving examples of no weight out of the epochs, as SVM solvers do."""
+"""Leaving examples of no weight out of the epochs, as SVM solvers do.
+
+Source: the shrinking of SVM solvers, Joachims (1999), for Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ class Part:
     """What is left of a batch.
 
     Attributes:
-        x, y: the examples that are kept, and their labels.
+        x, y: the examples that are kept, (k, …), and their labels, (k,).
         size: how many the batch has with those left out.
         loss: Σ ℓ over those left out, as it was at the last examination.
-        rows: which examples of the data set they are, where somebody asks for it.
+        rows: which examples of the data set they are, (k,), where somebody asks for it.
     """
 
     x: Tensor
@@ -116,6 +119,9 @@ class Shrinking:
     def check(self, trainer: Trainer) -> None:
         """Refuse a training that cannot be shrunk, before step 0.
 
+        Args:
+            trainer: the training.
+
         Raises:
             InputError: epochs that may be undone; a model in which an example's output hangs on the
                 others in its batch, or on chance.
@@ -133,12 +139,20 @@ class Shrinking:
             )
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Examine if it is time; while all are kept, only after an epoch that fitted all."""
+        """Examine if it is time; while all are kept, only after an epoch that fitted all.
+
+        Args:
+            trainer: the training.
+        """
         if trainer.epoch >= self.next and (self.left_out or self._fitted):
             self.examine(trainer)
 
     def end_epoch(self, trainer: Trainer) -> None:
-        """Have an examination at once if the loss jumped."""
+        """Have an examination at once if the loss jumped.
+
+        Args:
+            trainer: the training.
+        """
         if self.left_out and trainer.epoch_loss > 2 * self._last_loss:
             self.next = trainer.epoch
         self._last_loss = trainer.epoch_loss
@@ -156,7 +170,7 @@ class Shrinking:
 
         Args:
             data: the training examples.
-            order: of the epoch; None is that of the data.
+            order: of the epoch, (n,); None is that of the data.
             batch_size: of all batches but the last.
         """
         if not self.left_out or self.kept is None:
@@ -180,7 +194,11 @@ class Shrinking:
         return [Part(*of) for of in zip(xs, ys, sizes, by_batch(absent), strict=True)]
 
     def examine(self, trainer: Trainer) -> None:
-        """Take all scores, check the bounds, and choose anew whom to leave out."""
+        """Take all scores, check the bounds, and choose anew whom to leave out.
+
+        Args:
+            trainer: the training.
+        """
         scores, bounds = self._weigh(trainer)
         self.examinations += 1
         if not all(bool(torch.isfinite(logs.logsumexp(0))) for logs, _ in bounds):
@@ -211,7 +229,10 @@ class Shrinking:
         self.next = trainer.epoch + self.interval
 
     def record(self) -> dict[str, float]:
-        """For a measurement: who is in, and how the last examinations went."""
+        """For a measurement: who is in, and how the last examinations went.
+
+        Counts, and ln of the bounded sum.
+        """
         return {
             "left_out_examples": self.left_out,
             "left_out_weight": math.exp(self.log_share),
@@ -220,7 +241,11 @@ class Shrinking:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes, for a checkpoint."""
+        """All that changes, for a checkpoint.
+
+        Returns:
+            by name, (n,) or a scalar.
+        """
         numbers = [
             *(self.interval, self.next, self.violations, self.examinations),
             *(self._slack, self.log_share, self._last_loss, self._fitted),
@@ -231,7 +256,12 @@ class Shrinking:
         return state
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from what :meth:`state` gave, with the data on ``device``."""
+        """Continue from what :meth:`state` gave, with the data on ``device``.
+
+        Args:
+            state: what :meth:`state` gave, of the same shapes.
+            device: where the data are.
+        """
         numbers = state["numbers"].tolist()
         self.interval, self.next, self.violations, self.examinations = map(int, numbers[:4])
         self._slack, self.log_share, self._last_loss = numbers[4:7]

@@ -35,12 +35,13 @@ class TrainingState:
 
     Attributes:
         tensors: weights (``model.…``), momentum (``momentum.…``), what callbacks keep, who is left
-            out (``shrinking.…``), the clock and the random state.
+            out (``shrinking.…``), the clock and the random state; each of its own shape, so of any
+            shape.
         epoch: completed epochs.
         step: completed steps (mini-batch updates).
         batch: completed batches of the running epoch.
         loss_sum, correct: running sums of the epoch, over examples.
-        rate: the changing numbers of the learning rate.
+        rate: the changing numbers of the learning rate, such as its η.
     """
 
     tensors: dict[str, Tensor]
@@ -68,6 +69,11 @@ class Trainer:
         seed: seed of the batch order and of random starts.
         callbacks: told of each step and epoch, in this order.
         shrinking: leaves examples of no weight out of the epochs; None trains on all.
+
+    Attributes:
+        rate: the learning rate, with its changing numbers.
+        epoch: completed epochs.
+        step: completed updates.
 
     Raises:
         InputError: a number out of range; a training that cannot be shrunk.
@@ -145,6 +151,9 @@ class Trainer:
         """What η multiplied in the last step, one per trainable parameter.
 
         For callbacks, in ``on_step``: a step in place forms them only if they are asked for.
+
+        Returns:
+            one tensor a parameter, each of its shape.
         """
         if self._gradients is None:
             self._gradients = (self.stand or self.engine).last_gradients()
@@ -225,6 +234,9 @@ class Trainer:
 
     def restore(self, state: TrainingState) -> None:
         """Continue from ``state``.
+
+        Args:
+            state: what :meth:`state` gave.
 
         Raises:
             ModelError: the state belongs to another model.
@@ -334,7 +346,8 @@ class Trainer:
             log_time: ``ln t`` after it.
             count: examples in the batch.
             correct: those of them with a positive margin.
-            gradients: None where the engine gives them when asked.
+            gradients: one tensor a parameter, each of its shape; None where the step did not form
+                them.
         """
         self.step += 1
         self._batch += 1
@@ -386,7 +399,11 @@ class Trainer:
         return batch
 
     def part(self, rows: Tensor) -> Part:
-        """The examples of these ``rows`` of the data set as a batch."""
+        """The examples of these ``rows`` of the data set as a batch.
+
+        Args:
+            rows: indices, (k,).
+        """
         return Part(self.data.x[rows], self.data.y[rows], len(rows), rows=rows)
 
     def _nothing(self) -> LossGradient:
@@ -406,16 +423,30 @@ class Trainer:
         return self.stream(stream, index)
 
     def stream(self, name: _Stream, index: int) -> torch.Generator:
-        """A source of randomness for one use, on the CPU."""
+        """A source of randomness for one use, on the CPU.
+
+        Args:
+            name: the use.
+            index: its number: of the epoch or of the step.
+        """
         return torch.Generator().manual_seed(_seed(self.seed, name, index))
 
     def permutation(self, index: int) -> Tensor:
-        """The order of the examples in their pass number ``index``."""
+        """The order of the examples in their pass number ``index``.
+
+        Shape (n,).
+
+        Args:
+            index: number of the pass, from 0.
+        """
         order = torch.randperm(self.data.n, generator=self.stream("order", index))
         return order.to(self.data.x.device)
 
     def order(self) -> Tensor | None:
-        """The order of the examples in the running epoch; None where a batch is all of them."""
+        """The order of the examples in the running epoch; None where a batch is all of them.
+
+        Shape (n,).
+        """
         if self.batch_size == self.data.n:
             return None
         return self.permutation(self.epoch)
@@ -430,7 +461,11 @@ class Trainer:
             raise KeyboardInterrupt
 
     def divergence(self, result: LossGradient) -> DivergedError:
-        """The error that says why the next step cannot be taken."""
+        """The error that says why the next step cannot be taken.
+
+        Args:
+            result: the gradient that is not finite, or whose loss is not.
+        """
         step, epoch = self.step + 1, self.epoch + 1
         broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:

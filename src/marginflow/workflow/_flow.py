@@ -104,6 +104,14 @@ def gradient_flow(
         RunError: ``out`` is taken, or does not fit when resuming.
         DivergedError: NaN or infinity.
         KeyboardInterrupt: after Ctrl-C; the flow resumes from its last measurement.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = "exact-linear:p=2,eps=0.1"
+        >>> flow = mf.gradient_flow("deep-linear:4", data, attack=attack, log_time=20)
+        >>> flow.reached, round(flow.log_time)
+        (True, 20)
     """
     setup = prepare(
         model,

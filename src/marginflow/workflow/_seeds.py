@@ -64,9 +64,11 @@ def train_seeds(
     :func:`marginflow.engine.stacking_gains`, rates that follow the loss, ``derivative="total"``,
     random starts in the ℓ2 ball, bf16 perturbations, shrinking.
 
+    Source: Algorithm 1, under several seeds.
+
     Args:
         model: a specification such as ``"mlp:20"``, or a function of the seed that makes a network.
-        data: as for :func:`train`.
+        data: as for :func:`train`; a pair of x, (n, …), and y, (n,), too.
         seeds: the seeds, or how many: 8 is 0 … 7.
         out: a folder for the run directories ``seed-0``, ``seed-1`` …; None keeps the runs in memory.
         resume: continue the runs in ``out``; those that are not there begin.

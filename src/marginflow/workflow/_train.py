@@ -121,6 +121,14 @@ def train(
         StorageError: the disk refuses.
         DivergedError: NaN or infinity; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = "exact-linear:p=2,eps=0.1"
+        >>> run = mf.train("deep-linear:4", data, attack=attack, lr=0.5, epochs=50)
+        >>> run.metrics[-1]["epoch"], run.metrics[-1]["adversarial_accuracy"]
+        (50, 1.0)
     """
     job = plan_training(
         model,
