@@ -116,8 +116,11 @@ def arguments_of(command: str) -> list[str]:
 
 def check_command(command: str) -> None:
     """Raise the parser's error if the command or an option does not exist, or lacks a value."""
+    arguments = arguments_of(command)
+    if arguments == ["--version"]:
+        return  # an option that ends the program while it is parsed
     group: Any = typer.main.get_command(app)
-    with group.make_context("marginflow", arguments_of(command)) as context:
+    with group.make_context("marginflow", arguments) as context:
         name, found, rest = group.resolve_command(
             context, [*context._protected_args, *context.args]
         )
