@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -90,7 +92,9 @@ def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.chdir(folder)
     # Not what a page is about: how wide the reader's terminal is.
     monkeypatch.setenv("COLUMNS", "100")
-    names: dict[str, object] = {"__name__": f"page_{page.stem.replace('-', '_')}"}
+    # A module, as a reader's script is one: dataclasses and pickle look theirs up.
+    script = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", script)
     ran = 0
     for block in blocks_of(page):
         if not block.runnable or block.skipped:
@@ -100,7 +104,7 @@ def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
             text = EPOCHS.sub(rf"\g<1>{block.epochs}", text)
         if block.language == "python":
             # Blank lines before it: a traceback shows the page's own lines.
-            exec(compile("\n" * block.line + text, str(page), "exec"), names)
+            exec(compile("\n" * block.line + text, str(page), "exec"), vars(script))
         else:
             shown = Block(block.line, block.language, text)
             assert shown.ours == shown.commands, f"{place}: a block of marginflow commands only"
