@@ -1,5 +1,7 @@
 """The errors that marginflow raises.
 
+Source: marginflow.
+
 MarginflowError
 ├── InputError                     what the caller gave is wrong (also a ValueError)
 │   ├── SpecificationError         an unknown name or a malformed specification string
@@ -9,9 +11,8 @@ MarginflowError
 │   └── RunError                   a run directory: taken, damaged, of another model
 ├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
 ├── MissingDependencyError         an optional package is not installed (also an ImportError)
-└── DivergedError                  training met NaN or infinity (also an ArithmeticError)
-
-Source: marginflow.
+├── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+└── ProcessLostError               a process of a data-parallel job is gone (also a ConnectionError)
 """
 
 from __future__ import annotations
@@ -112,3 +113,7 @@ class DivergedError(MarginflowError, ArithmeticError):
         super().__init__(message)
         self.step = step
         self.epoch = epoch
+
+
+class ProcessLostError(MarginflowError, ConnectionError):
+    """A process of a data-parallel job is gone, or does not answer."""

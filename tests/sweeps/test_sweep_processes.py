@@ -35,18 +35,24 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a sweep of twelve that has ended."""
+    """The folder of a sweep of twelve, one of them failing, that was killed and resumed to its end."""
     folder = tmp_path_factory.mktemp("twelve")
-    file = write_sweep_file(folder, epochs=100)
-    check_eleven_and_one(file, folder / "out", "processes")
+    file = write_sweep_file(folder, epochs=120)
+    done = kill_and_resume(file, folder / "out", "processes", after=3)
+    check_eleven_and_one(folder / "out", done)
     return folder
+
+
+def test_nothing_is_left_of_the_killed_processes(twelve: Path) -> None:
+    locks = [path for path in (twelve / "out").rglob(".*") if path.name != ".lock"]
+    assert locks == [], "no temporary file is left behind"
 
 
 def test_a_trial_has_the_bits_of_the_run_alone(twelve: Path) -> None:
     trial = twelve / "out" / "trials" / "lr-0.05_seed-3"
     mf.train(
         "mlp:32", "digits:3,8", attack="fgsm:eps=0.02", loss="exponential", batch_size=32,
-        epochs=100, lr=0.05, seed=3, dtype="float32", out=twelve / "alone",
+        epochs=120, lr=0.05, seed=3, dtype="float32", out=twelve / "alone",
     )  # fmt: skip
     assert (trial / "metrics.jsonl").read_bytes() == (
         twelve / "alone" / "metrics.jsonl"
@@ -79,12 +85,6 @@ def test_the_result_holds_margins_accuracies_and_residuals(twelve: Path) -> None
 def _data() -> tuple[Any, Any]:
     data = mf.load("digits:3,8")
     return data.x, data.y
-
-
-def test_killed_and_resumed(tmp_path: Path) -> None:
-    file = write_sweep_file(tmp_path, epochs=150, retries=0, certify=False)
-    kill_and_resume(file, tmp_path / "out", "processes", after=3)
-    assert not list((tmp_path / "out").rglob(".metrics*")), "no temporary file is left behind"
 
 
 def test_a_half_done_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marginflow._checks import real, whole
 from marginflow.attacks._base import Attack, Query, is_zero
+from marginflow.distributed import RowsGenerator
 from marginflow.errors import SpecificationError
 from marginflow.norms import as_exponent, dual_vector, flat, norm_name
 
@@ -186,11 +187,16 @@ def _uniform_in_ball(
     """Uniform in the ℓ2 or ℓ∞ ball, drawn on the generator's device in float64."""
     device = generator.device if generator is not None else torch.device("cpu")
     n, features = flat(x).shape
+    rows = slice(0, n)
+    if isinstance(generator, RowsGenerator):  # one process's part of a batch
+        rows, n = generator.rows, generator.count
     if math.isinf(p):
-        draw = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=device) * 2 - 1
-        return (radius * draw).to(x)
+        shape = (n, *x.shape[1:])
+        draw = torch.rand(shape, generator=generator, dtype=torch.float64, device=device) * 2 - 1
+        return (radius * draw[rows]).to(x)
     direction = torch.randn((n, features), generator=generator, dtype=torch.float64, device=device)
     u = torch.rand((n, 1), generator=generator, dtype=torch.float64, device=device)
+    direction, u = direction[rows], u[rows]
     # In d dimensions the radius of a uniform point is distributed as u^{1/d}.
     length = radius * u ** (1 / features)
     point: Tensor = length * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)

@@ -15,6 +15,7 @@ from marginflow.certified import _library
 from marginflow.certified._lirpa import LirpaBounds, LirpaMethod
 from marginflow.certified._norms import NormBounds
 from marginflow.certified._result import METHODS, CertifiedMargins, Method
+from marginflow.distributed import current
 from marginflow.errors import DataError, InputError, MissingDependencyError, ModelError
 from marginflow.homogeneity import Homogeneity
 from marginflow.losses import check_labels
@@ -184,10 +185,20 @@ def _bounds(
             )
         size = size if batch_size else max(1, min(size, _MEMORY // (8 * _COPIES * entries)))
         bound = make(size)
-    with torch.no_grad():
-        starts = range(0, len(x), size)
-        parts = [bound(x[k : k + size], y[k : k + size]) for k in starts]
-    values, rounding, evaluation = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    def of(x: Tensor, y: Tensor) -> _Bounds:
+        with torch.no_grad():
+            starts = range(0, len(x), size)
+            parts = [bound(x[k : k + size], y[k : k + size]) for k in starts]
+        values, rounding, evaluation = (torch.cat(column) for column in zip(*parts, strict=True))
+        return values, rounding, evaluation
+
+    team = current()
+    if team is None:
+        return of(x, y)
+    rows = team.rows(len(x))
+    own = team.together(lambda: of(x[rows], y[rows]))
+    values, rounding, evaluation = (team.gather(column, len(x)) for column in own)
     return values, rounding, evaluation
 
 

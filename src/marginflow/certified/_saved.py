@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from marginflow.distributed import first
 from marginflow.errors import RunError
 from marginflow.runs import write_atomically
 
@@ -22,6 +23,7 @@ _FORMAT = 1
 _AGAIN = "make it again with marginflow measure --certified"
 
 
+@first
 def save_bounds(folder: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     """Write ``bounds.json`` into a run directory, in place of an earlier one.
 
@@ -39,6 +41,7 @@ def save_bounds(folder: str | os.PathLike[str], content: Mapping[str, Any]) -> P
     return path
 
 
+@first
 def read_bounds(folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     """The content of ``bounds.json`` in a run directory, or None where there is none.
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from marginflow._checks import choice
 from marginflow.attacks import Attack, Derivative
+from marginflow.distributed import current, first
 from marginflow.engine._autograd import AutogradEngine
 from marginflow.engine._base import Engine
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._fused import FusedEngine, PerturbationPrecision, refusal
+from marginflow.engine._parallel import divided
 from marginflow.engine._products import Products, choose_products
 from marginflow.errors import InputError
 from marginflow.losses import Loss
@@ -39,7 +41,7 @@ def build(
     products: Products | None = None,
     perturbation_precision: PerturbationPrecision = "float32",
 ) -> Engine:
-    """The engine for a training.
+    """The engine for a training; that of all processes where several work together.
 
     Args:
         model: the network.
@@ -58,6 +60,12 @@ def build(
         ModelError: ``fused`` where it does not apply.
         InputError: bf16 where the engine is autograd.
     """
+    team = current()
+
+    def choose(network: DenseNetwork) -> Products:
+        # Of all processes' rows: the choice is that of one process, and with it the bits.
+        return choose_products(max(network.weights, key=lambda w: w.numel()), batch_size)
+
     choice("engine", engine, ("auto", "autograd", "fused"))
     choice("perturbation_precision", perturbation_precision, ("float32", "bf16"))
     reason = refusal(model, attack, derivative, shape)
@@ -69,14 +77,12 @@ def build(
                 "perturbation_precision: bf16 needs the fused engine"
                 + (f": {reason}" if reason else ", got engine='autograd'")
             )
-        return AutogradEngine(model, loss, attack, derivative)
+        own: Engine = AutogradEngine(model, loss, attack, derivative)
+        return own if team is None else divided(own, team, shape, batch_size)
     if products is None:
         network = DenseNetwork.of(model, shape)
-        products = "default"
-        if network is not None:
-            largest = max(network.weights, key=lambda w: w.numel())
-            products = choose_products(largest, batch_size)
-    return FusedEngine(
+        products = "default" if network is None else first(choose)(network)
+    own = FusedEngine(
         model,
         loss,
         attack,
@@ -85,6 +91,7 @@ def build(
         products=products,
         perturbation_precision=perturbation_precision,
     )
+    return own if team is None else divided(own, team, shape, batch_size)
 
 
 def auto_engine() -> Literal["autograd", "fused"]:

@@ -202,6 +202,30 @@ class DenseNetwork:
             h = out
         return h
 
+    def kept(self, x: Tensor) -> list[Tensor]:
+        """What the last :meth:`forward` of x keeps of the hidden layers: h_k or its root, (fan-out, n)."""
+        buffers = self._of_size(x.shape[-1])
+        return [buffers.rectified.get(k, h) for k, h in enumerate(buffers.hidden[:-1])]
+
+    @torch.no_grad()
+    def resumed(self, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The outputs at x as by :meth:`forward`, from what this keeps; the last product alone is taken.
+
+        Args:
+            x: (D, n).
+            kept: of all of x, put together from the :meth:`kept` of its parts.
+        """
+        buffers = self._of_size(x.shape[-1])
+        for k, values in enumerate(kept):
+            if k in buffers.rectified:
+                buffers.rectified[k].copy_(values)
+                torch.mul(values, values, out=buffers.hidden[k])
+            else:
+                buffers.hidden[k].copy_(values)
+        below = buffers.hidden[-2] if kept else x
+        self._product(self.weights[-1], below, out=buffers.hidden[-1])
+        return buffers.hidden[-1]
+
     @torch.no_grad()
     def backward(self, x: Tensor, seeds: Tensor) -> None:
         """``∂/∂(pre-activations)`` of Σ_i ⟨seeds_i, f(x_i)⟩, after :meth:`forward` of x; kept.

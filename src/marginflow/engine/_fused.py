@@ -115,8 +115,7 @@ class FusedEngine(Engine):
     ) -> LossGradient:
         """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
         with multiplying(self.products), torch.no_grad():
-            z = self._perturbed(x, y, generator)
-            outputs = self.network.forward(z).mT
+            z, outputs = self._forward(x, y, generator)
             if of_log:
                 loss, margins, seeds = log_loss_slopes(self.loss, outputs, y)
             else:
@@ -151,8 +150,7 @@ class FusedEngine(Engine):
     ) -> LossGradient:
         """One step, where ``accept`` says yes to its loss."""
         with multiplying(self.products), torch.no_grad():
-            z = self._perturbed(x, y, generator)
-            outputs = self.network.forward(z).mT
+            z, outputs = self._forward(x, y, generator)
             loss, margins, seeds = loss_slopes(self.loss, outputs, y, None, count)
             if accept(loss):
                 self.network.backward(z, seeds.mT)
@@ -247,6 +245,13 @@ class FusedEngine(Engine):
             self.network.backward(z, seeds.mT)
             sizes = torch.stack([w.norm() for w in self.network.weights])
             return scores.detach(), (self.network.gradient_norms(z) / sizes).amax(dim=1)
+
+    def _forward(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The perturbed inputs as columns, (D, n), and the outputs there, (n, C)."""
+        z = self._perturbed(x, y, generator)
+        return z, self.network.forward(z).mT
 
     def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
         self._descended = self._last = None

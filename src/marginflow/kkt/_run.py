@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from marginflow._checks import choice
 from marginflow.attacks import Attack, Derivative, build, check_budget
 from marginflow.datasets import Dataset
+from marginflow.distributed import first
 from marginflow.errors import InputError, RunError, SpecificationError
 from marginflow.homogeneity import measure_homogeneity
 from marginflow.kkt._certificate import Certificate, kkt_certificate
@@ -85,6 +86,7 @@ class RunCertificate:
             "nearest": None if self.nearest is None else self.nearest.as_dict(),
         }
 
+    @first
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``certificate.json`` into ``folder``, and the inputs of :attr:`shown` beside it.
 

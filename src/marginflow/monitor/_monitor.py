@@ -22,6 +22,7 @@ from marginflow._checks import whole
 from marginflow.attacks import Attack, check_budget
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset
+from marginflow.distributed import current
 from marginflow.errors import InputError, ModelError, NotHomogeneousError, RunError
 from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity
 from marginflow.losses import Loss, check_labels, get_loss
@@ -181,9 +182,11 @@ class Monitor:
             else [layer.name for layer in self.homogeneity.layers]
         )
         self.records = Metrics(layers=list(names))
-        # In a distributed loop every process calls, and one measures.
+        # In somebody's distributed loop every process calls, and one measures; those that were
+        # joined divide the examples.
         group = torch.distributed
-        self.active = not (group.is_available() and group.is_initialized() and group.get_rank() > 0)
+        follows = group.is_available() and group.is_initialized() and group.get_rank() > 0
+        self.active = current() is not None or not follows
         if homogeneity is None:
             self._try()
         if reason:

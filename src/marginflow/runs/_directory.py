@@ -26,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from marginflow.distributed import first
 from marginflow.errors import RunError
 from marginflow.runs._files import (
     append_durably,
@@ -76,13 +77,17 @@ class Checkpoint:
 class RunDirectory:
     """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock.
 
-    Attributes:
-        path: the folder.
+    Of several processes that work together the first reads and writes, and the others learn from it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        """The folder."""
         self._lock: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The lock stays with the process that has it.
+        return RunDirectory, (self.path,)
 
     @property
     def metrics_path(self) -> Path:
@@ -90,6 +95,7 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @classmethod
+    @first
     def check_free(cls, path: str | os.PathLike[str], *, force: bool) -> None:
         """Refuse a path that :meth:`create` would refuse, without writing anything.
 
@@ -114,6 +120,7 @@ class RunDirectory:
             )
 
     @classmethod
+    @first
     def create(
         cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, force: bool = False
     ) -> RunDirectory:
@@ -146,6 +153,7 @@ class RunDirectory:
         return run
 
     @classmethod
+    @first
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """Open an existing run to continue it.
 
@@ -189,6 +197,7 @@ class RunDirectory:
                     with storing(path):
                         path.unlink()
 
+    @first
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``run.json``.
 
@@ -203,6 +212,7 @@ class RunDirectory:
             self.path / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         )
 
+    @first
     def read_config(self) -> dict[str, Any]:
         """The content of ``run.json``.
 
@@ -225,6 +235,7 @@ class RunDirectory:
             )
         return dict(config)
 
+    @first
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
         """Append measurements, one line each.
 
@@ -237,6 +248,7 @@ class RunDirectory:
         lines = (json.dumps(record, ensure_ascii=False) for record in records)
         append_durably(self.metrics_path, "\n".join(lines))
 
+    @first
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole measurements; a line that a crash cut short at the end is left out.
 
@@ -261,6 +273,7 @@ class RunDirectory:
             records.append(record)
         return records
 
+    @first
     def truncate_metrics(self, step: int) -> None:
         """Keep the measurements and weights up to ``step``, those that a checkpoint vouches for.
 
@@ -279,6 +292,7 @@ class RunDirectory:
                 with storing(path):
                     path.unlink()
 
+    @first
     def save_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of ``step`` as a point of the trajectory.
 
@@ -295,6 +309,7 @@ class RunDirectory:
         data = save_tensors({n: v.detach().cpu().contiguous() for n, v in weights.items()})
         write_atomically(folder / f"step-{step:08d}.safetensors", data)
 
+    @first
     def read_weights(self) -> dict[int, dict[str, Tensor]]:
         """The kept weights by step, in order; empty where none were kept.
 
@@ -312,6 +327,7 @@ class RunDirectory:
                 raise RunError(f"{str(path)!r} is damaged: {error}") from None
         return weights
 
+    @first
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
         """Save ``tensors`` as the checkpoint of ``info["step"]`` and drop all but the newest two.
 
@@ -335,6 +351,7 @@ class RunDirectory:
                 old.unlink(missing_ok=True)
         return path
 
+    @first
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint that reads back whole; damaged ones are named in the log."""
         for path in self._checkpoint_paths():

@@ -5,7 +5,6 @@ Source: the shrinking of SVM solvers, Joachims (1999), for Algorithm 1.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
+from marginflow.engine import independent
 from marginflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Shrinking:
                 "it takes the loss of all examples after each epoch, so that little is saved; use a "
                 "constant lr, or shrink=False"
             )
-        if not _independent(trainer.model, trainer.data.x[:_TRIED]):
+        if not independent(trainer.model, trainer.data.x[:_TRIED]):
             raise InputError(
                 "shrink: expected a model whose output for an example does not depend on the rest of "
                 "its batch, nor on chance (batch normalisation, dropout); use shrink=False"
@@ -289,13 +289,3 @@ class Shrinking:
         step = math.log(trainer.rate.rate(trainer) / trainer.batch_size)
         movements = log_slopes + torch.cat(reaches).log() + step
         return z, [(movements, log_theta), (shares, math.log(_SHARE))]
-
-
-def _independent(model: nn.Module, x: Tensor) -> bool:
-    """Whether the outputs at x are the same, to rounding, when a part of the batch is missing."""
-    model = copy.deepcopy(model).train()
-    part = x[: max(2, len(x) // 2)]
-    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        whole_batch, alone = model(x)[: len(part)], model(part)
-    scale = float(whole_batch.abs().max())
-    return bool((whole_batch - alone).abs().max() <= 1e-4 * scale)

@@ -18,6 +18,7 @@ from torch.optim.sgd import sgd
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
+from marginflow.distributed import current
 from marginflow.engine import Engine, LossGradient, StackPlace
 from marginflow.errors import DivergedError, InputError
 from marginflow.models import load_weights
@@ -456,7 +457,9 @@ class Trainer:
             getattr(callback, event)(self)
 
     def _stop_if(self, interrupted: threading.Event) -> None:
-        if interrupted.is_set() or self.stopping:
+        team = current()
+        asked = interrupted.is_set() if team is None else team.agreed
+        if asked or self.stopping:
             self._tell("on_interrupt")
             raise KeyboardInterrupt
 
@@ -502,19 +505,27 @@ def _seed(seed: int, stream: _Stream, index: int) -> int:
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising in the middle of an update; twice raises at once."""
+    """Ctrl-C sets the event instead of raising in the middle of an update; twice raises at once.
+
+    Of several processes at work together each is told so by a signal of its own (of torchrun, SIGINT
+    or SIGTERM); they stop after the same step, when all of them know.
+    """
     event = threading.Event()
+    team = current()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        if event.is_set():
+        if event.is_set() and team is None:
             raise KeyboardInterrupt
         event.set()
 
-    previous = signal.signal(signal.SIGINT, handler)
+    signals = [signal.SIGINT] if team is None else [signal.SIGINT, signal.SIGTERM]
+    previous = {kind: signal.signal(kind, handler) for kind in signals}
     try:
-        yield event
+        with contextlib.nullcontext() if team is None else team.watched(event):
+            yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for kind, before in previous.items():
+            signal.signal(kind, before)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from marginflow._checks import choice, real, whole
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
+from marginflow.distributed import alone
 from marginflow.errors import DivergedError, InputError, ModelError
 from marginflow.flow import DENSE_LIMIT, Field, Follower, Method
 from marginflow.homogeneity import measure_homogeneity
@@ -113,6 +114,7 @@ def gradient_flow(
         >>> flow.reached, round(flow.log_time)
         (True, 20)
     """
+    alone("the gradient flow", "call it outside of mf.distributed.join, without torchrun")
     setup = prepare(
         model,
         data,

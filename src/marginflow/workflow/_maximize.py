@@ -13,6 +13,7 @@ from marginflow._checks import whole
 from marginflow.ascent import Ascent, Method, Tempered, build_method
 from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
+from marginflow.distributed import alone
 from marginflow.engine import EngineName, Products, build
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity
@@ -139,6 +140,8 @@ def maximize(
             callbacks=callbacks,
         )  # fmt: skip
     linear = isinstance(method, str) and name in LINEAR
+    if linear:
+        alone(f"method {name!r}", "it is solved in predictor space, and fast enough")
     chosen = None if linear else build_method(method)
     setup = prepare(
         model,

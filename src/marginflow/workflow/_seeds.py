@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import unknown, whole
 from marginflow.datasets import Dataset, load
+from marginflow.distributed import alone
 from marginflow.engine import stacking_gains
 from marginflow.errors import DivergedError, InputError, RunError
 from marginflow.runs import Run, RunDirectory, check_sinks
@@ -85,6 +86,10 @@ def train_seeds(
         DivergedError: seeds diverged, after the others have been trained to the end.
         KeyboardInterrupt: after Ctrl-C, once the checkpoints are written.
     """
+    alone(
+        "training several seeds side by side",
+        "train them one after the other with mf.train, or by a sweep",
+    )
     chosen = _chosen(seeds)
     for name in options:
         if name in ("seed", "callbacks"):

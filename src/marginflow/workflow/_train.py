@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from marginflow._checks import choice
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
+from marginflow.distributed import current
 from marginflow.engine import Engine, EngineName, PerturbationPrecision, Products
 from marginflow.engine import build as build_engine
 from marginflow.errors import InputError, ModelError
@@ -310,9 +311,12 @@ def as_dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """The device, tried."""
+    """The device, tried; ``cuda`` is each process's own where several work together."""
     try:
         chosen = torch.device(device)
+        team = current()
+        if team is not None and chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", team.local_rank % max(1, torch.cuda.device_count()))
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
