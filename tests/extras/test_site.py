@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 
@@ -57,8 +58,8 @@ def test_nothing_is_loaded_from_elsewhere(site: dict[str, Page]) -> None:
 def test_every_public_name_can_be_searched_for() -> None:
     index = json.loads((SITE / "search" / "search_index.json").read_text(encoding="utf-8"))
     found = {entry["location"].partition("#")[2] for entry in index["docs"]}
-    packages = {"ascent", "attacks", "certified", "datasets", "errors", "losses", "models"}
-    names = {f"marginflow.{name}" for name in set(mf.__all__) - packages - {"references"}}
+    names = {f"marginflow.{n}" for n in mf.__all__ if not inspect.ismodule(getattr(mf, n))}
+    assert len(names) > 25
     assert sorted(names - found) == []
 
 
