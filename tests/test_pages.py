@@ -17,6 +17,7 @@ WITH_CODE = [name for name, page in PAGES.items() if any(b.runnable for b in blo
 # Run by another test, which also looks at what they print.
 ELSEWHERE = {
     "attack-libraries.md": "extras/test_attack_libraries_page.py",
+    "in-python.md": "test_readme.py",
     "in-your-project.md": "test_guide.py",
     "logging.md": "integrations/test_logging_page.py",
 }
