@@ -10,6 +10,8 @@ The processes are started by torchrun and run the same program side by side::
 Inside the block every process calls the same functions with the same arguments. The examples of each
 batch are divided among them; what comes out is the same in all of them, whatever their number, but for
 rounding. Files are read and written by the first process alone.
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -50,11 +52,15 @@ class Team:
 
     Made by :func:`join`.
 
+    Args:
+        store: where words are left for the others.
+
     Attributes:
         rank: the number of this process, 0 … size − 1; 0 is the first, which alone writes.
         size: how many there are.
         local_rank: the number of this process on its machine: of the GPU that it takes.
         agreed: whether some process was asked to stop, as all of them know since the last step.
+        lost: whether another process was found to be gone.
     """
 
     def __init__(self, rank: int, size: int, local_rank: int, store: Store) -> None:
@@ -66,13 +72,21 @@ class Team:
         self._asked: threading.Event | None = None
 
     def rows(self, n: int) -> slice:
-        """Which of ``n`` examples this process computes; all of them where there are too few to divide."""
+        """Which of ``n`` examples this process computes; all of them where there are too few to divide.
+
+        Args:
+            n: how many examples there are.
+        """
         if n < self.size:
             return slice(0, n)
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def counts(self, n: int) -> bool:
-        """Whether what this process computed of ``n`` examples enters the sum over processes."""
+        """Whether what this process computed of ``n`` examples enters the sum over processes.
+
+        Args:
+            n: how many examples there are.
+        """
         return n >= self.size or self.rank == 0
 
     def gather(self, part: Tensor, n: int) -> Tensor:
@@ -106,11 +120,21 @@ class Team:
             [f[: high - low] for f, low, high in zip(found, bounds, bounds[1:], strict=False)]
         )
 
+    def gather_and_ask(self, part: Tensor, n: int) -> Tensor:
+        """As :meth:`gather` of (rows, D), and whether somebody was asked to stop, in the same message."""
+        asked = part.new_full((len(part), 1), float(self.asked))
+        found = self.gather(torch.cat([part, asked], dim=1), n)
+        self.agreed |= bool((found[:, -1] > 0).any())
+        return found[:, :-1]
+
     def collect(self, part: Tensor) -> Tensor:
         """The parts of all processes one after the other, however many rows each has.
 
         Args:
             part: (rows, …), of one dtype and shape but for the rows.
+
+        Returns:
+            (n, …), n the rows of all.
 
         Raises:
             ProcessLostError: another process is gone.
@@ -149,6 +173,9 @@ class Team:
 
         For work on one's own rows whose errors are caught somewhere, so that nobody waits for the others.
 
+        Args:
+            function: without arguments.
+
         Raises:
             ProcessLostError: another process is gone.
         """
@@ -166,7 +193,10 @@ class Team:
         return cast(_T, result)
 
     def each(self, value: Tensor) -> Tensor:
-        """A scalar of every process, (size,), in the order of their ranks.
+        """The values of every process, (size, …), in the order of their ranks.
+
+        Args:
+            value: a scalar.
 
         Raises:
             ProcessLostError: another process is gone.
@@ -178,6 +208,9 @@ class Team:
 
     def first(self, function: Callable[[], _T]) -> _T:
         """What ``function`` gives or raises in the first process, which alone calls it.
+
+        Args:
+            function: without arguments; what it gives must be picklable.
 
         Raises:
             ProcessLostError: another process is gone.
@@ -197,7 +230,14 @@ class Team:
         return result
 
     def take_over(self, tensors: Sequence[Tensor]) -> None:
-        """Give ``tensors`` the values that they have in the first process, in place."""
+        """Give ``tensors`` the values that they have in the first process, in place.
+
+        Args:
+            tensors: alike in number and shapes in all processes, of any shape.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
         with torch.no_grad(), self._talking():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -205,8 +245,13 @@ class Team:
     def agree(self, what: str, value: object) -> None:
         """Refuse to go on where ``value`` is not the same in all processes.
 
+        Args:
+            what: its name, for the message.
+            value: picklable, and comparable by ``==``.
+
         Raises:
             InputError: it differs; every process raises it.
+            ProcessLostError: another process is gone.
         """
         found: list[Any] = [None] * self.size
         with self._talking():
@@ -226,7 +271,11 @@ class Team:
 
     @contextlib.contextmanager
     def watched(self, event: threading.Event) -> Iterator[None]:
-        """Inside, ``event`` says whether this process was asked to stop, and ends nothing by itself."""
+        """Inside, ``event`` says whether this process was asked to stop, and ends nothing by itself.
+
+        Args:
+            event: set by whoever asks.
+        """
         self._asked, self.agreed = event, False
         try:
             yield
@@ -234,7 +283,11 @@ class Team:
             self._asked = None
 
     def leave_word(self, error: BaseException) -> None:
-        """Let the others know why this process ends; the first word counts."""
+        """Let the others know why this process ends; the first word counts.
+
+        Args:
+            error: why this process ends.
+        """
         if self._left:
             return
         self._left = True
@@ -242,7 +295,11 @@ class Team:
             self._store.set(f"end/{self.rank}", str(error) or type(error).__name__)
 
     def said_by_first(self, error: BaseException) -> bool:
-        """Whether the first process ends with the same error, so that once is enough to tell it."""
+        """Whether the first process ends with the same error, so that once is enough to tell it.
+
+        Args:
+            error: why this process ends.
+        """
         return self._words(0) == str(error)
 
     def _words(self, rank: int) -> str | None:
@@ -299,7 +356,13 @@ class RowsGenerator(torch.Generator):
 
     @classmethod
     def of(cls, generator: torch.Generator, rows: slice, count: int) -> RowsGenerator:
-        """A copy of ``generator`` for the ``rows`` of a batch of ``count`` examples."""
+        """A copy of ``generator`` for the ``rows`` of a batch of ``count`` examples.
+
+        Args:
+            generator: the source of the whole batch; it is not changed.
+            rows: those of this process.
+            count: examples in the batch.
+        """
         own = cls(device=generator.device)
         own.set_state(generator.get_state())
         own.rows, own.count = rows, count
@@ -312,7 +375,11 @@ def current() -> Team | None:
 
 
 def first(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Have ``function`` called by the first process alone, with its result or error for all; a decorator."""
+    """Have ``function`` called by the first process alone, with its result or error for all; a decorator.
+
+    Args:
+        function: its arguments are those of the first process.
+    """
 
     @functools.wraps(function)
     def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -337,6 +404,10 @@ def apart() -> Iterator[None]:
 def alone(what: str, instead: str) -> None:
     """Refuse what several processes cannot share.
 
+    Args:
+        what: what works in one process only.
+        instead: what to do.
+
     Raises:
         InputError: there are several.
     """
@@ -345,7 +416,11 @@ def alone(what: str, instead: str) -> None:
 
 
 def launched() -> bool:
-    """Whether this process is one of several that torchrun, or another launcher, has started."""
+    """Whether this process is one of several that torchrun, or another launcher, has started.
+
+    Raises:
+        InputError: a ``WORLD_SIZE`` that is no number.
+    """
     return all(os.environ.get(name) for name in _VARIABLES) and _number("WORLD_SIZE") > 1
 
 

@@ -218,8 +218,9 @@ class Ascent(Trainer):
                 None,
                 shape=self.data.shape,
                 batch_size=self.batch_size,
-                engine="fused" if self.engine.name == "fused" else "autograd",
+                engine="fused" if self.engine.settings["engine"] == "fused" else "autograd",
                 products="default",
+                shards=self.engine.shards,
             )
         theirs = self._unperturbed(part.x[dead], part.y[dead], of_log=True).gradients
         share = float(self.loss.log_weights(result.margins).exp()[dead].sum())

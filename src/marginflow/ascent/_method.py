@@ -170,7 +170,7 @@ class Method(Rate):
     def rate(self, trainer: Trainer) -> float:
         """The length of the next step, between the first and the last of ``lengths``.
 
-        In radians for ``spheres``, relative to the norms for the others.
+        In radians for ``spheres`` and ``polish``, relative to ‖W‖ for the others.
 
         Raises:
             InputError: a trainer that is no :class:`Ascent`.

@@ -24,7 +24,7 @@ _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
     "derivative", "seed", "dtype", "device", "measure", "schedule", "keep_weights",
 )  # fmt: skip
-_ADDED = {"shrink": False}
+_ADDED = {"shrink": False, "shards": None}
 """Options that older runs do not have, with what held of these."""
 _KINDS = {
     "train": ("a training run", "mf.train"),

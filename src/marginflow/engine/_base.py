@@ -66,6 +66,8 @@ class Engine(ABC):
         self.loss = loss
         self.attack = attack
         self.derivative: Derivative = derivative
+        self.shards: int | None = None
+        """Parts of a batch whose gradients are added in a fixed order, where that was asked for."""
         self.parameters = tuple(p for p in model.parameters() if p.requires_grad)
 
     @property

@@ -40,6 +40,7 @@ def build(
     engine: EngineName = "auto",
     products: Products | None = None,
     perturbation_precision: PerturbationPrecision = "float32",
+    shards: int | None = None,
 ) -> Engine:
     """The engine for a training; that of all processes where several work together.
 
@@ -54,6 +55,7 @@ def build(
             ``MARGINFLOW_ENGINE`` says what ``auto`` means, by default fused where it applies.
         products: which library multiplies; None chooses by a short timing.
         perturbation_precision: ``float32`` or ``bf16``, which only the fused engine offers.
+        shards: parts of a batch whose gradients are added; see :class:`ParallelEngine`.
 
     Raises:
         SpecificationError: an unknown name.
@@ -78,7 +80,7 @@ def build(
                 + (f": {reason}" if reason else ", got engine='autograd'")
             )
         own: Engine = AutogradEngine(model, loss, attack, derivative)
-        return own if team is None else divided(own, team, shape, batch_size)
+        return divided(own, team, shape, batch_size, shards)
     if products is None:
         network = DenseNetwork.of(model, shape)
         products = "default" if network is None else first(choose)(network)
@@ -91,7 +93,7 @@ def build(
         products=products,
         perturbation_precision=perturbation_precision,
     )
-    return own if team is None else divided(own, team, shape, batch_size)
+    return divided(own, team, shape, batch_size, shards)
 
 
 def auto_engine() -> Literal["autograd", "fused"]:

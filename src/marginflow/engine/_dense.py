@@ -203,7 +203,13 @@ class DenseNetwork:
         return h
 
     def kept(self, x: Tensor) -> list[Tensor]:
-        """What the last :meth:`forward` of x keeps of the hidden layers: h_k or its root, (fan-out, n)."""
+        """What the last :meth:`forward` of x keeps of the hidden layers: h_k or its root, (fan-out, n).
+
+        One tensor a hidden layer, (units, n).
+
+        Args:
+            x: the columns of that pass, (D, n).
+        """
         buffers = self._of_size(x.shape[-1])
         return [buffers.rectified.get(k, h) for k, h in enumerate(buffers.hidden[:-1])]
 
@@ -213,7 +219,10 @@ class DenseNetwork:
 
         Args:
             x: (D, n).
-            kept: of all of x, put together from the :meth:`kept` of its parts.
+            kept: of all of x, put together from the :meth:`kept` of its parts, (units, n) each.
+
+        Returns:
+            the outputs, (C, n).
         """
         buffers = self._of_size(x.shape[-1])
         for k, values in enumerate(kept):

@@ -38,6 +38,8 @@ class AttackedOutputs:
     Raises:
         SpecificationError: an unknown engine.
         ModelError: ``fused`` where it does not apply.
+        InputError: in a job of several processes, an attack whose draws cannot be divided among
+            them.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class Tally:
         jumps: discontinuities of the field that were searched for and found.
         corrections: per layer, what explicit steps added to ``‖W_k‖²`` beyond the flow's own growth.
         sliding: whether the flow runs along a surface of discontinuity.
-        last: ℓ/ρ, ℓ/‖W‖^K and γ̂_m at the last accepted step, to compare the next with.
+        last: ln of ℓ/ρ, of ℓ/‖W‖^K and of γ̂_m at the last step since separation; else empty.
     """
 
     steps: int = 0

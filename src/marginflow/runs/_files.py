@@ -81,6 +81,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 def lock_folder(folder: Path) -> int | None:
     """Lock ``folder`` for this process by its file ``.lock``; the lock dies with the process.
 
+    Args:
+        folder: the folder.
+
     Returns:
         the descriptor, which releases the lock when it is closed; None if another process holds it.
 
@@ -99,6 +102,10 @@ def lock_folder(folder: Path) -> int | None:
 
 def append_durably(path: Path, lines: str) -> None:
     """Append one line, or several with newlines between, and fsync.
+
+    Args:
+        path: the file; made if it is not there.
+        lines: without the last newline.
 
     Raises:
         StorageError: the disk is full or read-only; what was written in part is cut off again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from marginflow.errors import InputError
 from marginflow.sweeps._executor import Executor
 
 _GRACE = 60.0  # seconds for a step and its checkpoint, before a trial is killed
+_REPLY = 10.0  # seconds for a cluster to answer
 _CARRIED = ("MARGINFLOW_DATA", "MARGINFLOW_ENGINE")
 """Variables that the processes of other machines are given too."""
 
@@ -45,6 +47,7 @@ class RayExecutor(Executor):
         self._own = not ray.is_initialized()
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         if self._own:
+            _check_reachable(where)
             settings: dict[str, Any] = {"num_cpus": cores} if where == "local" else {}
             carried = {name: os.environ[name] for name in _CARRIED if name in os.environ}
             try:
@@ -56,7 +59,12 @@ class RayExecutor(Executor):
                     runtime_env={"env_vars": carried} if carried else None,
                     **settings,
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (
+                ConnectionError,
+                ValueError,
+                RuntimeError,
+                ray.exceptions.RayError,
+            ) as error:
                 raise InputError(
                     f"address: cannot join the Ray cluster at {where!r}: {error}"
                 ) from None
@@ -110,6 +118,26 @@ class RayExecutor(Executor):
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
             return {"error": f"the process of the trial died ({type(error).__name__}: {first})"}
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which nobody listens: Ray would try it for minutes.
+
+    Raises:
+        InputError: nobody listens there, or no address.
+    """
+    if address in ("local", "auto"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        raise InputError(f"address: expected auto or HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REPLY).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"address: cannot join the Ray cluster at {address!r}: {error}; start it there with ray "
+            "start --head"
+        ) from None
 
 
 def _attempt(task: dict[str, Any]) -> dict[str, Any]:

@@ -231,7 +231,7 @@ class Shrinking:
     def record(self) -> dict[str, float]:
         """For a measurement: who is in, and how the last examinations went.
 
-        Counts, and ln of the bounded sum.
+        Counts, and the bounded sum over those left out, ≥ 0.
         """
         return {
             "left_out_examples": self.left_out,

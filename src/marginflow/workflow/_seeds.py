@@ -86,10 +86,7 @@ def train_seeds(
         DivergedError: seeds diverged, after the others have been trained to the end.
         KeyboardInterrupt: after Ctrl-C, once the checkpoints are written.
     """
-    alone(
-        "training several seeds side by side",
-        "train them one after the other with mf.train, or by a sweep",
-    )
+    alone("training several seeds", "train one after the other with mf.train, or by a sweep")
     chosen = _chosen(seeds)
     for name in options:
         if name in ("seed", "callbacks"):

@@ -24,7 +24,7 @@ from marginflow.runs import Checkpoint, Log, RunDirectory, Sink, check_sinks, pr
 
 _NOUNS = {"train": "training", "flow": "flow", "maximize": "margin maximisation"}
 _VERBS = {"train": "mf.train", "flow": "mf.gradient_flow", "maximize": "mf.maximize"}
-_BEFORE = {"engine": "autograd", "shrink": False}
+_BEFORE = {"engine": "autograd", "shrink": False, "shards": None}
 """What held of runs that were recorded before there was a choice."""
 
 
