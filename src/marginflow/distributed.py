@@ -121,7 +121,18 @@ class Team:
         )
 
     def gather_and_ask(self, part: Tensor, n: int) -> Tensor:
-        """As :meth:`gather` of (rows, D), and whether somebody was asked to stop, in the same message."""
+        """As :meth:`gather`, with the wish to stop of any process in the same message.
+
+        Args:
+            part: values of this process's examples, (rows, D).
+            n: examples in all.
+
+        Returns:
+            (n, D), the same in all processes.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
         asked = part.new_full((len(part), 1), float(self.asked))
         found = self.gather(torch.cat([part, asked], dim=1), n)
         self.agreed |= bool((found[:, -1] > 0).any())
