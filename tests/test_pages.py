@@ -17,6 +17,8 @@ WITH_CODE = [name for name, page in PAGES.items() if any(b.runnable for b in blo
 # Run by another test, which also looks at what they print.
 ELSEWHERE = {
     "attack-libraries.md": "extras/test_attack_libraries_page.py",
+    "howto/sweep.md": "sweeps/test_sweep_page.py",
+    "in-python.md": "test_readme.py",
     "in-your-project.md": "test_guide.py",
     "logging.md": "integrations/test_logging_page.py",
 }
@@ -62,7 +64,7 @@ def test_the_commands_of_a_page_exist(name: str) -> None:
 
 def test_a_fence_says_what_it_is() -> None:
     """A block whose language is not known here would run nowhere, unseen."""
-    known = {"", "python", "bash", "console", "text", "toml", "json", "yaml"}
+    known = {"", "python", "bash", "console", "sh", "text", "toml", "json", "yaml"}
     odd = [
         f"{name}, line {block.line}: {block.language}"
         for name, page in PAGES.items()
