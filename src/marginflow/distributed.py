@@ -207,10 +207,10 @@ class Team:
         """The values of every process, in the order of their ranks.
 
         Args:
-            value: of the same shape in all processes, (…).
+            value: (k,) or a scalar; of the same shape in all processes.
 
         Returns:
-            (size, …), the same in all processes.
+            (size, k) or (size,), the same in all processes.
 
         Raises:
             ProcessLostError: another process is gone.
