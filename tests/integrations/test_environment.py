@@ -19,7 +19,17 @@ def pins(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "package",
-    ["accelerate", "lightning", "mlflow", "pandas", "polars", "pyarrow", "ray", "tensorboard", "torch"],
+    [
+        "accelerate",
+        "lightning",
+        "mlflow",
+        "pandas",
+        "polars",
+        "pyarrow",
+        "ray",
+        "tensorboard",
+        "torch",
+    ],
 )
 def test_what_is_tested_is_what_is_pinned(package: str) -> None:
     installed = importlib.metadata.version(package).split("+")[0]
