@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-_OTHER_LIBRARIES = tuple(Path(__file__).parent / name for name in ("extras", "integrations"))
+_ELSEWHERE = tuple(Path(__file__).parent / name for name in ("extras", "integrations", "package"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Tests against other people's libraries run only where ``-m`` asks for them.
+    """Tests that need an environment of their own run only where ``-m`` asks for them.
 
-    `make test` has an environment without those libraries and does not even read these tests; `make
-    test-extras` runs them, and there a missing library fails.
+    `make test` has an environment without other people's libraries and does not even read these tests; `make
+    test-extras` and `make package` run them, and there a missing library fails.
     """
     if config.getoption("markexpr"):
         return None  # -m decides
-    return True if any(map(collection_path.is_relative_to, _OTHER_LIBRARIES)) else None
+    return True if any(map(collection_path.is_relative_to, _ELSEWHERE)) else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,20 +8,16 @@ from pathlib import Path
 import pytest
 
 from gallery import FOLDER
+from page_blocks import DOCS, run_page
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "in-your-project.md"
+GUIDE = DOCS / "in-your-project.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
 
 
 def test_the_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(block, names)
+    assert run_page(GUIDE, tmp_path, monkeypatch) == 5
     lines = capsys.readouterr().out.splitlines()
     assert 0 <= float(lines[0]) <= 1
     assert "norm_product" in lines[1]

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 from marginflow._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from marginflow import ascent, attacks, certified, datasets, errors, losses, models, references
+    from marginflow import (
+        ascent,
+        attacks,
+        certified,
+        datasets,
+        distributed,
+        errors,
+        losses,
+        models,
+        references,
+    )
     from marginflow.alignment import Alignment, measure_alignment
     from marginflow.certified import CertifiedMargins, certified_margins
     from marginflow.datasets import Dataset, load
@@ -71,6 +81,7 @@ _MODULES = (
     "attacks",
     "certified",
     "datasets",
+    "distributed",
     "errors",
     "losses",
     "models",
@@ -101,6 +112,7 @@ __all__ = [
     "certified_margins",
     "datasets",
     "detect_overfitting",
+    "distributed",
     "errors",
     "gradient_flow",
     "kkt_certificate",

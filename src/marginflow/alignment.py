@@ -30,12 +30,14 @@ class Alignment:
         product: W_Π = W_L ⋯ W_1, shape (outputs, d).
         frobenius: ``‖W_k‖_F``, (L,).
         spectral: ``σ_k = ‖W_k‖₂``, (L,).
-        left, right: the u_k and v_k, one tensor a layer. Their signs are arbitrary.
+        left, right: the u_k, (outputs,), and v_k, (inputs,), of W_k, one tensor a layer. Their
+            signs are arbitrary.
         rank_one_gaps: ``1 − (‖W_k‖₂/‖W_k‖_F)² = Σ_{i≥2} σ_{k,i}² / ‖W_k‖_F²``, (L,), which is
             Θ(1/σ²) under Theorem 2.
         neighbour_gaps: ``1 − ⟨u_k, v_{k+1}⟩²``, (L−1,), which is O(1/σ⁴) under Theorem 2.
         product_gap: ``1 − ‖W_Π‖₂ / Π ‖W_k‖_F``, one scalar for it all.
-        balances: ``W_{k+1}ᵀW_{k+1} − W_kW_kᵀ``, L − 1 symmetric matrices.
+        balances: ``W_{k+1}ᵀW_{k+1} − W_kW_kᵀ``, L − 1 symmetric matrices, the k-th of shape (units,
+            units) of layer k.
     """
 
     product: Tensor
@@ -72,8 +74,12 @@ class Alignment:
     def angle_to(self, reference: Tensor) -> float:
         """Angle of W_Π (one output) to ``reference``, in radians, accurate below 1e-8.
 
+        Args:
+            reference: the other vector, of as many numbers as examples have features, of any shape.
+
         Raises:
-            ModelError: several outputs. InputError: another number of features, a zero vector.
+            ModelError: several outputs.
+            InputError: another number of features, a zero vector.
         """
         if self.product.shape[0] != 1:
             raise ModelError(f"the angle of W_Π needs one output, got {self.product.shape[0]}")
@@ -81,6 +87,9 @@ class Alignment:
 
     def first_layer_gap(self, reference: Tensor) -> float:
         """``1 − ⟨v_1, ū⟩²`` for a unit vector ū, Eq. (71).
+
+        Args:
+            reference: ū, (d,); only its direction counts.
 
         Raises:
             InputError: another number of features, a zero vector.
@@ -90,6 +99,11 @@ class Alignment:
 
 def measure_alignment(layers: nn.Module | tuple[Tensor, ...]) -> Alignment:
     """Measure the alignment of a deep linear network, given as a module or by its matrices.
+
+    Source: Definition 2 and Eq. (14).
+
+    Args:
+        layers: the network, or W_1, …, W_L in float64, W_k of shape (outputs, inputs).
 
     Raises:
         ModelError: not a deep linear network, or a zero layer.
@@ -127,6 +141,12 @@ def measure_alignment(layers: nn.Module | tuple[Tensor, ...]) -> Alignment:
 def matrices_along(run: Run) -> dict[int, tuple[Tensor, ...]]:
     """The matrices W_1, …, W_L at the measured steps of a run that kept its weights, in float64.
 
+    Args:
+        run: a run of a deep linear network that kept its weights.
+
+    Returns:
+        by step, W_1, …, W_L with W_k of shape (outputs, inputs).
+
     Raises:
         RunError: the run kept no weights along its path, or a file is damaged.
     """
@@ -139,7 +159,14 @@ def matrices_along(run: Run) -> dict[int, tuple[Tensor, ...]]:
 
 
 def balances(matrices: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """``W_{k+1}ᵀW_{k+1} − W_kW_kᵀ`` for k = 1 … L−1, conserved along the gradient flow (Eq. 36)."""
+    """``W_{k+1}ᵀW_{k+1} − W_kW_kᵀ`` for k = 1 … L−1, conserved along the gradient flow (Eq. 36).
+
+    Args:
+        matrices: W_1, …, W_L, each (outputs, inputs).
+
+    Returns:
+        L − 1 symmetric matrices, the k-th of shape (units, units) of layer k.
+    """
     return tuple(above.T @ above - below @ below.T for below, above in pairwise(matrices))
 
 
@@ -148,6 +175,10 @@ def angle(a: Tensor, b: Tensor) -> float:
 
     ``2 atan2(‖â − b̂‖, ‖â + b̂‖)`` (Kahan): relative accuracy near 0 and near π, where
     arccos of the cosine has none below 1e-8.
+
+    Args:
+        a: a vector of any shape; it is flattened.
+        b: another of as many numbers, of any shape.
 
     Raises:
         InputError: different sizes, or a zero vector.
@@ -160,6 +191,10 @@ def angle(a: Tensor, b: Tensor) -> float:
 
 def sine_squared(a: Tensor, b: Tensor) -> float:
     """``1 − ⟨â, b̂⟩²`` as ``‖â − ⟨â, b̂⟩ b̂‖²``: relative accuracy down to 1e-31.
+
+    Args:
+        a: a vector of any shape; it is flattened.
+        b: another of as many numbers, of any shape.
 
     Raises:
         InputError: different sizes, or a zero vector.

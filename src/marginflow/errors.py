@@ -1,5 +1,7 @@
 """The errors that marginflow raises.
 
+Source: marginflow.
+
 MarginflowError
 ├── InputError                     what the caller gave is wrong (also a ValueError)
 │   ├── SpecificationError         an unknown name or a malformed specification string
@@ -9,7 +11,8 @@ MarginflowError
 │   └── RunError                   a run directory: taken, damaged, of another model
 ├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
 ├── MissingDependencyError         an optional package is not installed (also an ImportError)
-└── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+├── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+└── ProcessLostError               a process of a data-parallel job is gone (also a ConnectionError)
 """
 
 from __future__ import annotations
@@ -54,6 +57,9 @@ class ModelError(InputError):
 class NotHomogeneousError(ModelError):
     """The network is not multi-homogeneous.
 
+    Args:
+        message: what was found, and what to do.
+
     Attributes:
         offender: name of the parameter or module that breaks homogeneity.
     """
@@ -72,7 +78,16 @@ class StorageError(MarginflowError, OSError):
 
 
 class MissingDependencyError(MarginflowError, ImportError):
-    """An optional package is missing; the message gives the exact install command."""
+    """An optional package is missing; the message gives the exact install command.
+
+    Args:
+        purpose: what needs the package.
+        extra: the extra of marginflow that brings it, if one does.
+        command: the install command, if it is not pip with the extra or the package.
+
+    Attributes:
+        package: the package that is missing.
+    """
 
     def __init__(
         self, package: str, purpose: str, extra: str | None = None, command: str | None = None
@@ -86,6 +101,9 @@ class MissingDependencyError(MarginflowError, ImportError):
 class DivergedError(MarginflowError, ArithmeticError):
     """Training met NaN or infinity.
 
+    Args:
+        message: what was met, and what to do.
+
     Attributes:
         step: the step (one mini-batch update) at which it was noticed.
         epoch: the epoch of that step, counted from 1.
@@ -95,3 +113,7 @@ class DivergedError(MarginflowError, ArithmeticError):
         super().__init__(message)
         self.step = step
         self.epoch = epoch
+
+
+class ProcessLostError(MarginflowError, ConnectionError):
+    """A process of a data-parallel job is gone, or does not answer."""

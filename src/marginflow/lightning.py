@@ -29,6 +29,9 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
     The module's ``forward`` must map examples to outputs. What was measured goes to the trainer's
     loggers too, as ``marginflow/adversarial_accuracy`` and so on. Steps count epochs; 0 is the start.
 
+    Source: :class:`marginflow.Monitor`, on the callbacks of Lightning 2 (Section 3.2 for the
+    margins).
+
     Args:
         data: as for :class:`marginflow.Monitor`; None takes the trainer's own training loader.
         attack: the perturbation, or its specification.
@@ -39,6 +42,7 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
 
     Attributes:
         monitor: the :class:`marginflow.Monitor`, from the start of training on.
+        data, attack, options: as given.
     """
 
     def __init__(
@@ -51,7 +55,12 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
         self.monitor: Monitor | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the monitor, and measure the weights that training begins with."""
+        """Make the monitor, and measure the weights that training begins with.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: the module in training.
+        """
         data = trainer.train_dataloader if self.data is None else self.data
         if self.monitor is None or self.monitor.model is not pl_module:
             self.monitor = Monitor(pl_module, data, self.attack, **self.options)
@@ -62,11 +71,21 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
         self._measure(trainer, int(trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure, if the epoch is due."""
+        """Measure, if the epoch is due.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: the module in training.
+        """
         self._measure(trainer, int(trainer.current_epoch) + 1)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the last epoch, and release the run directory."""
+        """Measure the last epoch, and release the run directory.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: the module in training.
+        """
         if self.monitor is not None:
             before = len(self.monitor.records)
             self.monitor.close()
@@ -74,7 +93,13 @@ class MarginCallback(_Callback):  # type: ignore[misc]  # any of two classes
                 self._log(trainer, self.monitor.records[-1])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Release the run directory; what was measured is there."""
+        """Release the run directory; what was measured is there.
+
+        Args:
+            trainer: Lightning's trainer.
+            pl_module: the module in training.
+            exception: what ended the training.
+        """
         if self.monitor is not None:
             self.monitor.__exit__(type(exception), exception, None)
 

@@ -4,6 +4,8 @@ A loss is ``L = (1/n) Σ ℓ(z_i)`` with a falling ℓ and a score z_i per examp
 the margin ``y_i f(x_i)`` of a network with one output, or for cross-entropy the
 soft margin ``f[y] − logsumexp_{j≠y} f[j]``, which turns it into the logistic loss.
 The adversary is the caller's: outputs are taken at ``x_i + δ_i``.
+
+Source: the exponential and the logistic loss of the paper (Section 3); cross-entropy as in C.1.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ def check_labels(outputs: Tensor, y: Tensor) -> bool:
     Args:
         outputs: (n,) or (n, 1) for labels −1/+1; (n, C), C ≥ 2, for labels 0 … C − 1.
         y: integer labels, (n,).
+
+    Returns:
+        True for one output, False for several.
 
     Raises:
         DataError: labels or shapes that do not match.
@@ -82,13 +87,22 @@ def margins_of(outputs: Tensor, y: Tensor, *, checked: bool = False) -> Tensor:
 
 
 class Loss(ABC):
-    """A loss ℓ of a score; every quantity also as its logarithm."""
+    """A loss ℓ of a score; every quantity also as its logarithm.
+
+    Attributes:
+        name: what :func:`get_loss` and ``loss=`` call it.
+        multiclass: whether it takes outputs (n, C) rather than (n,) or (n, 1).
+    """
 
     name: ClassVar[str]
     multiclass: ClassVar[bool] = False
 
     def scores(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The scores z_i of the outputs, (n,): the margins ``y_i f(x_i)``.
+
+        Args:
+            outputs: (n,) or (n, 1); (n, C) where the loss is ``multiclass``.
+            y: labels, (n,): −1/+1, or 0 … C − 1.
 
         Raises:
             DataError: several outputs, or labels other than −1 and +1.
@@ -102,28 +116,57 @@ class Loss(ABC):
 
     @abstractmethod
     def values(self, z: Tensor) -> Tensor:
-        """``ℓ(z_i)``. Overflows to inf where ℓ itself does."""
+        """``ℓ(z_i)``. Overflows to inf where ℓ itself does.
+
+        Shape (n,).
+
+        Args:
+            z: scores, (n,).
+        """
 
     @abstractmethod
     def log_values(self, z: Tensor) -> Tensor:
-        """``ln ℓ(z_i)``, accurate for |z| ≤ 1e4 in float32 and float64, gradient included."""
+        """``ln ℓ(z_i)``, accurate for |z| ≤ 1e4 in float32 and float64, gradient included.
+
+        Shape (n,).
+
+        Args:
+            z: scores, (n,).
+        """
 
     @abstractmethod
     def log_slopes(self, z: Tensor) -> Tensor:
-        """``ln |ℓ′(z_i)|``, same range."""
+        """``ln |ℓ′(z_i)|``, same range.
+
+        Shape (n,).
+
+        Args:
+            z: scores, (n,).
+        """
 
     def mean(self, z: Tensor) -> Tensor:
-        """``L = (1/n) Σ ℓ(z_i)``, a scalar."""
+        """``L = (1/n) Σ ℓ(z_i)``, a scalar.
+
+        Args:
+            z: scores, (n,).
+        """
         return self.values(z).mean()
 
     def log_mean(self, z: Tensor) -> Tensor:
-        """``ln L``, a scalar; its gradient is that of :meth:`log_weights`."""
+        """``ln L``, a scalar; its gradient is that of :meth:`log_weights`.
+
+        Args:
+            z: scores, (n,).
+        """
         return log_mean_exp(self.log_values(z))
 
     def log_weights(self, z: Tensor) -> Tensor:
         """``ln w_i`` with ``w_i = |ℓ′(z_i)| / Σ_j ℓ(z_j)``, so that ``∇ ln L = −Σ w_i ∇z_i``.
 
         For the exponential loss the w_i are softmax(−z). Shape (n,).
+
+        Args:
+            z: scores, (n,).
         """
         values = self.log_values(z)
         top = greatest(values, dim=0)
@@ -136,15 +179,15 @@ class Exponential(Loss):
     name = "exponential"
 
     def values(self, z: Tensor) -> Tensor:
-        """``e^{−z}``."""
+        """``e^{−z_i}``, shape (n,)."""
         return torch.exp(-z)
 
     def log_values(self, z: Tensor) -> Tensor:
-        """``−z``, exact."""
+        """``−z_i``, exact, shape (n,)."""
         return -z
 
     def log_slopes(self, z: Tensor) -> Tensor:
-        """``−z``, exact."""
+        """``−z_i``, exact, shape (n,)."""
         return -z
 
 
@@ -154,15 +197,15 @@ class Logistic(Loss):
     name = "logistic"
 
     def values(self, z: Tensor) -> Tensor:
-        """``ln(1 + e^{−z})``, without overflow."""
+        """``ln(1 + e^{−z_i})``, without overflow, shape (n,)."""
         return -logsigmoid(z)
 
     def log_values(self, z: Tensor) -> Tensor:
-        """``ln ln(1 + e^{−z})``."""
+        """``ln ln(1 + e^{−z_i})``, shape (n,)."""
         return log_softplus_neg(z)
 
     def log_slopes(self, z: Tensor) -> Tensor:
-        """``ln σ(−z)``."""
+        """``ln σ(−z_i)``, shape (n,)."""
         return logsigmoid(-z)
 
 
@@ -174,6 +217,10 @@ class CrossEntropy(Logistic):
 
     def scores(self, outputs: Tensor, y: Tensor) -> Tensor:
         """``f[y] − logsumexp_{j≠y} f[j]``, (n,).
+
+        Args:
+            outputs: (n, C), C ≥ 2.
+            y: labels 0 … C − 1, (n,).
 
         Raises:
             DataError: one output only, or labels outside 0 … C − 1.
@@ -195,8 +242,12 @@ _LOSSES: dict[str, type[Loss]] = {c.name: c for c in (Exponential, Logistic, Cro
 def get_loss(loss: str | Loss) -> Loss:
     """The loss of a name (``exponential``, ``logistic``, ``cross-entropy``), or the loss itself.
 
+    Args:
+        loss: a name or a :class:`Loss`.
+
     Raises:
         SpecificationError: an unknown name; the message gives the nearest one.
+        InputError: neither a name nor a loss.
     """
     if isinstance(loss, Loss):
         return loss

@@ -1,4 +1,7 @@
-"""Adversarial margins of a data set: raw, normalised, their minimum, quantiles and smoothed form."""
+"""Adversarial margins of a data set: raw, normalised, their minimum, quantiles and smoothed form.
+
+Source: the normalised adversarial margins of Section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from marginflow.losses import Loss, get_loss, margins_of
 class Margins:
     """Margins m_i of n examples under one perturbation, at one set of weights.
 
+    Source: Section 3.2; ``ℓ`` and its bounds from Eq. (105).
+
     Attributes:
         values: m_i, (n,), float64: ``y_i f(x_i + δ_i)``, or ``f[y_i] − max_{j≠y_i} f[j]``.
         rho: ρ = Π ρ_k^{c_k}, or None where normalisation was not asked for.
@@ -43,12 +48,20 @@ class Margins:
 
     @property
     def normalized(self) -> Tensor:
-        """``γ̂_i = m_i / ρ``, (n,). Unchanged when layers are multiplied by positive numbers."""
+        """``γ̂_i = m_i / ρ``, (n,). Unchanged when layers are multiplied by positive numbers.
+
+        Raises:
+            ModelError: the margins were taken with ``normalize=False``.
+        """
         return self.values / self._required(self.rho)
 
     @property
     def normalized_by_total(self) -> Tensor:
-        """``m_i / ‖W‖^K``, (n,), the normalisation of Lyu & Li."""
+        """``m_i / ‖W‖^K``, (n,), the normalisation of Lyu & Li.
+
+        Raises:
+            ModelError: the margins were taken with ``normalize=False``.
+        """
         return self.values / power(self._required(self.total_norm), self._required(self.order))
 
     @property
@@ -58,7 +71,11 @@ class Margins:
 
     @property
     def normalized_min(self) -> float:
-        """``γ̂_m = min_i γ̂_i``, the paper's headline quantity."""
+        """``γ̂_m = min_i γ̂_i``, the paper's headline quantity.
+
+        Raises:
+            ModelError: the margins were taken with ``normalize=False``.
+        """
         return float(self.normalized.min())
 
     @property
@@ -111,11 +128,21 @@ class Margins:
 
     @property
     def smoothed_normalized(self) -> float:
-        """``ℓ/ρ``, which is monotone along the gradient flow where Theorem 3 applies."""
+        """``ℓ/ρ``, which is monotone along the gradient flow where Theorem 3 applies.
+
+        Raises:
+            ModelError: the margins were taken with ``normalize=False``.
+        """
         return self.smoothed / self._required(self.rho)
 
     def quantiles(self, levels: Sequence[float]) -> Tensor:
         """Quantiles of γ̂_i at ``levels`` in [0, 1], linearly interpolated.
+
+        Args:
+            levels: the shares of examples below, each in [0, 1].
+
+        Returns:
+            (levels,), float64.
 
         Raises:
             InputError: a level outside [0, 1].
@@ -180,6 +207,16 @@ def adversarial_margins(
         MissingDependencyError: ``certified`` needs auto-LiRPA, which is not installed.
         ModelError: ``engine="fused"`` where it does not apply; a network that cannot be bounded; a bound
             above an attacked margin, which only an unsound library can give.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> model = mf.models.deep_linear(6, 1, seed=0).double()
+        >>> attack = mf.attacks.ExactLinear(2, eps=0.1)
+        >>> clean = mf.adversarial_margins(model, data.x, data.y)
+        >>> attacked = mf.adversarial_margins(model, data.x, data.y, attack)
+        >>> round(clean.normalized_min - attacked.normalized_min, 12)  # ε, for a linear predictor
+        0.1
     """
     if certified is not None:
         check_attack(attack, certified)
@@ -206,6 +243,11 @@ def sandwiched(found: Margins, bounds: CertifiedMargins, model: nn.Module) -> Ma
 
     The attacked margins are rounded to the model's dtype, at inputs x + δ that are rounded too; a
     bound that is above them by no more than that rounding is lowered to them, which leaves it true.
+
+    Args:
+        found: the attacked margins.
+        bounds: lower bounds of the same examples.
+        model: the network of both; its dtype says how much was rounded.
 
     Raises:
         ModelError: a bound above its attacked margin by more.
@@ -244,6 +286,19 @@ def clean_and_adversarial(
 
     Arguments and errors as for :func:`adversarial_margins`; with ``clean=False`` the first of
     the two is the second.
+
+    Args:
+        model: as for :func:`adversarial_margins`.
+        x: examples, (n, …).
+        y: labels, (n,).
+        attack: the perturbation, or None.
+        batch_size: examples per pass.
+        loss: also compute ln L of this loss.
+        homogeneity: the measured layers, if at hand.
+        normalize: False skips the normalisation.
+        seed: seed of a random start.
+        engine: as for :func:`adversarial_margins`.
+        clean: whether to measure at x too.
     """
     whole("batch_size", batch_size, least=1)
     if x.ndim == 0 or x.shape[0] == 0:

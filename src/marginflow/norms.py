@@ -2,6 +2,8 @@
 
 An example is one index of the first axis; its norm runs over all other axes.
 p is any number in [1, ∞]; q with 1/p + 1/q = 1 is its dual.
+
+Source: dual norms as in Eqs. (10) and (139); the perturbation ball of Section 3.2.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ _NAMES = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 def as_exponent(p: float | str) -> float:
     """The exponent p of a norm given as a number in [1, ∞], ``"l2"``, ``"linf"`` or ``"2"``.
 
+    Args:
+        p: the norm.
+
     Raises:
         InputError: not a norm (p < 1, NaN, another word).
+        SpecificationError: a word that names no norm.
     """
     if isinstance(p, str):
         text = p.lower()
@@ -39,19 +45,31 @@ def as_exponent(p: float | str) -> float:
 
 
 def dual_exponent(p: float) -> float:
-    """Q with 1/p + 1/q = 1."""
+    """The exponent q with ``1/p + 1/q = 1``.
+
+    Args:
+        p: exponent in [1, ∞].
+    """
     if p == 1:
         return math.inf
     return 1.0 if math.isinf(p) else p / (p - 1)
 
 
 def norm_name(p: float) -> str:
-    """``linf``, ``l2``, ``l1.5`` …"""
+    """The name of a norm: ``linf``, ``l2``, ``l1.5`` …
+
+    Args:
+        p: exponent in [1, ∞].
+    """
     return "linf" if math.isinf(p) else f"l{p:.17g}"
 
 
 def flat(v: Tensor) -> Tensor:
-    """``v`` of shape (n, …) as (n, d); an example of shape () counts as d = 1."""
+    """``v`` of shape (n, …) as (n, d); an example of shape () counts as d = 1.
+
+    Args:
+        v: one row an example, (n, …).
+    """
     return v.flatten(1) if v.ndim != 1 else v.unsqueeze(1)
 
 
@@ -61,7 +79,15 @@ def _as_example_shape(row: Tensor, v: Tensor) -> Tensor:
 
 
 def per_example_norm(v: Tensor, p: float) -> Tensor:
-    """``‖v_i‖_p``, shape (n,), accumulated in float64 and returned in float64."""
+    """``‖v_i‖_p``, shape (n,), accumulated in float64 and returned in float64.
+
+    Args:
+        v: one row an example, (n, …).
+        p: exponent in [1, ∞].
+
+    Raises:
+        InputError: examples without a feature.
+    """
     rows = flat(v)
     if rows.shape[1] == 0:
         raise InputError("expected at least one feature per example, got none")
@@ -131,6 +157,17 @@ def project(v: Tensor, p: float, radius: float) -> Tensor:
     For other p the point is ``v_i · min(1, radius/‖v_i‖_p)``, which lies in the ball
     but is not the nearest one. Idempotent to a rounding; the norm of the result
     exceeds the radius by at most one rounding.
+
+    Args:
+        v: one row an example, (n, …).
+        p: exponent of the ball's norm, in [1, ∞].
+        radius: of the ball, ≥ 0, in the units of v.
+
+    Returns:
+        of the shape of v.
+
+    Raises:
+        InputError: examples without a feature, for p < ∞.
     """
     if math.isinf(p):
         return v.clamp(-radius, radius)

@@ -17,13 +17,16 @@ _MARGIN = "normalized_margin"
 class Overfitting:
     """Where a training overfitted catastrophically.
 
+    Source: Wong, Rice & Kolter (2020).
+
     Attributes:
         step: the flagged measurement's step.
         epoch: its epoch, or None where the records have none.
-        weak_accuracy, strong_accuracy: at the flagged measurement, under the weak and the strong attack.
+        weak_accuracy, strong_accuracy: shares at the flagged measurement, under the weak and the
+            strong attack.
         weak_margin, strong_margin: γ̂_m there.
         peak_step: where the accuracy under the strong attack was at its best before.
-        peak_weak_accuracy, peak_strong_accuracy: the two accuracies there.
+        peak_weak_accuracy, peak_strong_accuracy: the same two shares there.
     """
 
     step: int
@@ -75,8 +78,9 @@ def detect_overfitting(
         weak: records under the attack that was trained against.
         strong: records under the stronger attack; steps that only one of the two has are left out.
         drop: the share of its best accuracy that must be lost under the strong attack, in (0, 1].
-        floor: the least best accuracy under the strong attack from which a fall counts.
-        slack: how far the accuracy under the weak attack may have fallen meanwhile.
+        floor: the least best accuracy under the strong attack from which a fall counts, a share >
+            0.
+        slack: how far the accuracy under the weak attack may have fallen meanwhile, a share ≥ 0.
         patience: suspect measurements in a row, at least 1.
 
     Returns:

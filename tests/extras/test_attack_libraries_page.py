@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from marginflow.attacks import build
+from page_blocks import DOCS, run_page
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "attack-libraries.md"
+PAGE = DOCS / "attack-libraries.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 
 pytestmark = [
@@ -21,12 +22,10 @@ pytestmark = [
 ]
 
 
-def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 2
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
+def test_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_page(PAGE, tmp_path, monkeypatch) == 2
     out = capsys.readouterr().out
     for said in ("torchattacks:PGDL2", "foolbox:Linf", "art:Fast", "autoattack-linf", "Robust"):
         assert said in out

@@ -1,23 +1,17 @@
 """The report as a reader has it: in a real browser, on a phone and on a desk, light, dark, on paper.
 
-Debian's chromium, driven by playwright from the package index, which brings its driver and downloads
-nothing. The screenshots and the printed page are kept in ``.artefacts/report/``, or in
+The screenshots and the printed page are kept in ``.artefacts/report/``, or in
 ``$MARGINFLOW_ARTEFACTS/report/``, to be looked at.
-
-A browser that is missing fails these tests: see CONTRIBUTING.md. On a machine that cannot have one,
-MARGINFLOW_WITHOUT_BROWSER=1 skips them.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_browser import opened
 
 import marginflow as mf
 from marginflow.cli import main
@@ -28,10 +22,6 @@ pytestmark = pytest.mark.extras
 ROOT = Path(__file__).parents[2]
 WIDTHS = {"phone": 360, "desk": 1280}
 KEPT = Path(os.environ.get("MARGINFLOW_ARTEFACTS") or ROOT / ".artefacts") / "report"
-ADVICE = (
-    "no chromium found; install it (Debian, Ubuntu: apt-get install chromium), or name one in "
-    "MARGINFLOW_CHROMIUM; without one, MARGINFLOW_WITHOUT_BROWSER=1 skips this test"
-)
 
 # What a reader could not read: text whose contrast with the paper behind it is below 4.5 (WCAG AA).
 FAINT = """() => {
@@ -80,39 +70,6 @@ CURVES = """() => [...document.querySelectorAll("figure svg")].map(svg => {
 })"""
 
 
-@dataclass
-class Opened:
-    """A page in the browser, and what the browser had to say."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def chromium() -> str:
-    named = os.environ.get("MARGINFLOW_CHROMIUM")
-    for name in (named, "chromium", "chromium-browser", "google-chrome-stable", "google-chrome"):
-        if name and (path := shutil.which(name)):
-            return path
-    if os.environ.get("MARGINFLOW_WITHOUT_BROWSER") == "1":
-        pytest.skip(ADVICE)
-    pytest.fail(ADVICE)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = chromium()
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        pytest.fail(f"playwright: {error}; install it with pip install 'marginflow[browser]'")
-    with sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A pair of training runs on images with certificates and bounds, a deep linear run with its verdicts."""
@@ -145,16 +102,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "pair": write_report(pair, root / "pair.html"),
         "linear": write_report([mf.load_run(root / "linear")], root / "linear.html"),
     }
-
-
-def opened(browser: Any, path: Path, width: int, scheme: str = "light") -> Opened:
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    seen = Opened(page)
-    page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    page.on("request", lambda request: seen.requests.append(request.url))
-    page.goto(path.as_uri())
-    return seen
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

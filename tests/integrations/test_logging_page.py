@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 import marginflow as mf
-from marginflow.cli import main
+from page_blocks import DOCS, blocks_of, run_page
 
 pytestmark = [
     pytest.mark.integrations,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "logging.md"
-PARTS = re.compile(r"```python\n(.*?)```|^    (marginflow [^\n]*)$", re.DOTALL | re.MULTILINE)
+PAGE = DOCS / "logging.md"
 
 
 def test_the_page_runs(
-    mlflow_experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mlflow_experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    parts = PARTS.findall(PAGE.read_text(encoding="utf-8").replace("\\\n", ""))
-    assert [bool(block) for block, _ in parts] == [True, *[False] * 2, *[True] * 2, *[False] * 3]
-    names: dict[str, object] = {}
-    for block, command in parts:
-        if block:
-            exec(block, names)
-        else:
-            assert main(shlex.split(command)[1:]) == 0, command
+    ran = [block.language for block in blocks_of(PAGE) if block.runnable]
+    assert ran == ["python", "bash", "python", "python", "bash"]
+    assert run_page(PAGE, tmp_path, monkeypatch) == 5
     out = capsys.readouterr().out
     assert "\ndone\n" in out
     assert out.splitlines()[-1].startswith("180,20,"), "the CSV on standard output"

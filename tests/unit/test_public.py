@@ -40,6 +40,7 @@ PUBLIC = [
     "certified_margins",
     "datasets",
     "detect_overfitting",
+    "distributed",
     "errors",
     "gradient_flow",
     "kkt_certificate",
@@ -85,6 +86,7 @@ PACKAGES = {
         "EngineName",
         "FusedEngine",
         "LossGradient",
+        "ParallelEngine",
         "PerturbationPrecision",
         "Perturber",
         "Products",
@@ -93,6 +95,7 @@ PACKAGES = {
         "auto_engine",
         "build",
         "choose_products",
+        "independent",
         "multiplying",
         "stacking_gains",
         "stacking_refusal",
@@ -217,6 +220,7 @@ def test_the_error_tree() -> None:
         errors.StorageError: (errors.MarginflowError, OSError),
         errors.MissingDependencyError: (errors.MarginflowError, ImportError),
         errors.DivergedError: (errors.MarginflowError, ArithmeticError),
+        errors.ProcessLostError: (errors.MarginflowError, ConnectionError),
     }
     for kind, bases in tree.items():
         assert all(issubclass(kind, base) for base in bases)

@@ -25,6 +25,9 @@ class Adam(Entrywise):
 
     Args:
         betas: β₁ and β₂, in [0, 1).
+
+    Raises:
+        InputError: a memory that is no number in [0, 1).
     """
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999)) -> None:
@@ -39,6 +42,15 @@ class Adam(Entrywise):
         """``m̂/√v̂`` after these gradients, by the function behind torch.optim.Adam.
 
         In float64: v̂ of a gradient of 1e-30 is no number in float32.
+
+        Args:
+            gradients: one tensor a layer, of any shape.
+
+        Returns:
+            one tensor a layer, each of its gradient's shape.
+
+        Raises:
+            InputError: no gradients.
         """
         require_some(gradients)
         wide = [g.detach().double() for g in gradients]
@@ -68,7 +80,11 @@ class Adam(Entrywise):
         return tuple(v.to(g.dtype) for v, g in zip(found, gradients, strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the memory, for a checkpoint; empty before the first step."""
+        """A copy of the memory, for a checkpoint; empty before the first step.
+
+        Returns:
+            the averages by name, each of the shape of its gradient.
+        """
         return {
             f"{kind}.{index}": value.clone()
             for kind, values in self._state.items()
@@ -76,7 +92,11 @@ class Adam(Entrywise):
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from ``state``."""
+        """Continue from ``state``.
+
+        Args:
+            state: what :meth:`state` gave, each tensor of the same shape.
+        """
         self._state = {}
         for kind in ("mean", "square", "count") if state else ():
             count = sum(name.startswith(f"{kind}.") for name in state)

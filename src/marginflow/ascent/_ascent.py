@@ -1,4 +1,7 @@
-"""The ascent: a training whose steps seek the normalised adversarial margin itself."""
+"""The ascent: a training whose steps seek the normalised adversarial margin itself.
+
+Source: maximises γ̂_m of Section 3.2; methods as named in ``_methods.py``.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,8 @@ class Ascent(Trainer):
     Attributes:
         seen: the margin m_i of each example when it was last met, (n,).
         progress: the share of all steps that is done, in [0, 1].
+        loss: the loss of the engine, at a temperature where the method asks for one.
+        layers: the parameters of each layer.
     """
 
     def __init__(
@@ -155,7 +160,11 @@ class Ascent(Trainer):
         return dataclasses.replace(state, tensors=tensors)
 
     def restore(self, state: TrainingState) -> None:
-        """Continue from ``state``; errors as for a trainer."""
+        """Continue from ``state``; errors as for a trainer.
+
+        Args:
+            state: what :meth:`state` gave.
+        """
         super().restore(state)
         self.seen = state.tensors["ascent.seen"].to(self.seen).clone()
         self._counted, self._walked = state.tensors["ascent.counts"].tolist()
@@ -209,8 +218,9 @@ class Ascent(Trainer):
                 None,
                 shape=self.data.shape,
                 batch_size=self.batch_size,
-                engine="fused" if self.engine.name == "fused" else "autograd",
+                engine="fused" if self.engine.settings["engine"] == "fused" else "autograd",
                 products="default",
+                shards=self.engine.shards,
             )
         theirs = self._unperturbed(part.x[dead], part.y[dead], of_log=True).gradients
         share = float(self.loss.log_weights(result.margins).exp()[dead].sum())

@@ -26,17 +26,28 @@ class Geometry(ABC):
     Nothing is assumed of the network: with ``f(x; aW) = a^K f(x; W)``, ``m_i/‖W‖^K`` does not
     change when all of W is multiplied by a > 0, in any norm, with equal or unequal degrees c_k,
     ``K = Σ c_k``.
+
+    Attributes:
+        name: what :func:`get_geometry` calls it.
     """
 
     name: str
 
     @abstractmethod
     def norm(self, weights: Sequence[Tensor]) -> float:
-        """``‖W‖``, accumulated in float64."""
+        """``‖W‖``, accumulated in float64.
+
+        Args:
+            weights: one tensor a layer, of any shape.
+        """
 
     @abstractmethod
     def dual_norm(self, gradients: Sequence[Tensor]) -> float:
-        """``‖G‖_* = max_{‖V‖ ≤ 1} ⟨V, G⟩``, accumulated in float64."""
+        """``‖G‖_* = max_{‖V‖ ≤ 1} ⟨V, G⟩``, accumulated in float64.
+
+        Args:
+            gradients: one tensor a layer, of any shape.
+        """
 
     @abstractmethod
     def direction(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -44,6 +55,9 @@ class Geometry(ABC):
 
         ``⟨V, G⟩ = ‖G‖_*`` and ``‖V‖ = 1``, both to rounding. Where many V do, the one that does not move
         what G does not touch (0 where G = 0). It does not change when G is multiplied by a power of two.
+
+        Args:
+            gradients: one tensor a layer, of any shape.
         """
 
     def normalized_margin(self, weights: Sequence[Tensor], margin: float, order: float) -> float:
@@ -55,7 +69,7 @@ class Geometry(ABC):
         attained with ``‖W_k‖_F² ∝ c_k``.
 
         Args:
-            weights: W.
+            weights: W, one tensor a layer, of any shape.
             margin: m, as a rule ``min_i m_i``.
             order: K.
 
@@ -83,11 +97,19 @@ class Entrywise(Geometry):
         self.name = name
 
     def norm(self, weights: Sequence[Tensor]) -> float:
-        """``‖W‖_p``."""
+        """The norm of all weights, ``‖W‖_p``.
+
+        Raises:
+            InputError: no weights.
+        """
         return _entrywise_norm(weights, self.p)
 
     def dual_norm(self, gradients: Sequence[Tensor]) -> float:
-        """``‖G‖_q``."""
+        """The dual norm of all gradients, ``‖G‖_q``.
+
+        Raises:
+            InputError: no gradients.
+        """
         return _entrywise_norm(gradients, dual_exponent(self.p))
 
     def direction(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -115,6 +115,9 @@ def exact_budget(attack: Attack | None) -> tuple[float, float]:
     There the gradient of the margin is the same everywhere, so FGM and FGSM are the exact ℓ2 and ℓ∞
     attacks (Eqs. 10 and 139), and so is PGD whose steps, from 0, reach the boundary. None is ε = 0.
 
+    Args:
+        attack: the attack, or None.
+
     Raises:
         InputError: an attack that is not exact there: another kind, pixel bounds, the objective
             ``loss``, a random start, or steps too short.

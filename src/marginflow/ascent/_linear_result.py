@@ -1,4 +1,7 @@
-"""What :func:`~marginflow.ascent.maximize_linear` returns."""
+"""What :func:`~marginflow.ascent.maximize_linear` returns.
+
+Source: the margin of Section 3.1 and the bound of its dual problem (Eq. 143).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ _FIT_FROM = 10
 
 
 class LinearPoint(NamedTuple):
-    """The best so far after ``step`` steps: ``margin <= γ* <= bound``, in the units of x."""
+    """The best so far after ``step`` steps: ``margin <= γ* <= bound``, in the units of x.
+
+    Attributes:
+        step: how many steps were taken.
+        margin: ``min_i y_i <u, x_i> − ε‖u‖_q`` there, in the units of x.
+        bound: the least bound so far, in the units of x.
+    """
 
     step: int
     margin: float
@@ -30,8 +39,8 @@ class LinearMaximum:
         eps: radius of the perturbations, in the units of x.
         p: their exponent.
         direction: the best unit vector found, shape (d,); zeros if there is none.
-        weights: ``direction/margin``, so that ``min_i y_i <w, x_i> − ε‖w‖_q = 1``: the robust SVM's.
-            Zeros unless the margin is positive.
+        weights: ``direction/margin``, shape (d,), so that ``min_i y_i <w, x_i> − ε‖w‖_q = 1``: the
+            robust SVM's. Zeros unless the margin is positive.
         margin: ``min_i y_i <u, x_i> − ε‖u‖_q`` at u = direction, in the units of x; 0 without one.
         bound: ``‖Σ_i α_i y_i x_i − δ‖₂ >= γ*``, in the units of x, for the α and δ below.
         multipliers: α, shape (n,), >= 0, sum 1. The robust SVM's own are ``α/γ*²``.

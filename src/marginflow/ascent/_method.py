@@ -1,4 +1,7 @@
-"""What every method of margin maximisation shares: schedules, temperature, hard examples."""
+"""What every method of margin maximisation shares: schedules, temperature, hard examples.
+
+Source: marginflow; the margin is that of Section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,10 @@ class Method(Rate):
             network that sees little else learns to be 0.
         pool: the share of all examples that counts as hardest, in (0, 1].
 
+    Attributes:
+        name: the word that its :attr:`spec` begins with.
+        lengths: the step length, first and last.
+
     Raises:
         InputError: a number out of range, a step that rises, a temperature that falls.
     """
@@ -70,7 +77,11 @@ class Method(Rate):
             )
 
     def hard_share(self, progress: float) -> float:
-        """The share of a batch that is drawn from the hardest examples."""
+        """The share of a batch that is drawn from the hardest examples.
+
+        Args:
+            progress: the share of all steps that is done, in [0, 1].
+        """
         return self.hard * min(1.0, progress / _HARD_FROM)
 
     @property
@@ -91,14 +102,29 @@ class Method(Rate):
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the method remembers beyond the velocities; saved in every checkpoint."""
+        """What the method remembers beyond the velocities; saved in every checkpoint.
+
+        Returns:
+            by name, each of the shape of what it belongs to.
+        """
         return {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on with what :meth:`tensors` gave."""
+        """Go on with what :meth:`tensors` gave.
+
+        Args:
+            tensors: by name, of the same shapes.
+        """
 
     def check_layers(self, model: nn.Module, homogeneity: Homogeneity) -> list[float]:
         """The layers' norms, of which none may be 0.
+
+        Args:
+            model: the network.
+            homogeneity: its layers.
+
+        Returns:
+            ρ_k = ``‖W_k‖_F``, one a layer.
 
         Raises:
             ModelError: a layer that is 0, infinite or NaN.
@@ -113,11 +139,22 @@ class Method(Rate):
         return norms
 
     def measured(self, trainer: Ascent, margin: float) -> dict[str, float]:
-        """What a record of the measurements has besides, given ``min_i m_i``."""
+        """What a record of the measurements has besides, given ``min_i m_i``.
+
+        Args:
+            trainer: the ascent.
+            margin: ``min_i m_i``.
+        """
         return {}
 
     def begin(self, trainer: Trainer) -> None:
-        """Bring every layer to norm 1, which changes no decision, and meet every example once."""
+        """Bring every layer to norm 1, which changes no decision, and meet every example once.
+
+        Raises:
+            InputError: a trainer that is no :class:`Ascent`.
+            ModelError: a layer whose norm is 0 or not finite; half of the margins 0 (a dead
+                network).
+        """
         ascent = as_ascent(trainer)
         self.state = {}  # a method may serve several ascents, one after the other
         self.take({})
@@ -131,11 +168,24 @@ class Method(Rate):
             self._rescale(ascent)
 
     def rate(self, trainer: Trainer) -> float:
-        """The length of the next step."""
+        """The length of the next step, between the first and the last of ``lengths``.
+
+        In radians for ``spheres`` and ``polish``, relative to ‖W‖ for the others.
+
+        Raises:
+            InputError: a trainer that is no :class:`Ascent`.
+        """
         return geometric(self.lengths, as_ascent(trainer).progress)
 
     def temperature(self, trainer: Ascent) -> float:
-        """``τ = c/median |m_i|`` of the next step."""
+        """``τ = c/median |m_i|`` of the next step.
+
+        Args:
+            trainer: the ascent.
+
+        Raises:
+            ModelError: half of the margins are 0 at the start.
+        """
         if self.tau is None:
             return 1.0
         if trainer.step % _SCALE_STEPS == 0:
@@ -150,7 +200,7 @@ class Method(Rate):
 
         Args:
             trainer: whose weights, layers and velocities they are; ``learning_rate`` is the length.
-            gradients: ``G_k = ∂ ln L_τ/∂W_k`` of a batch, one per trainable parameter.
+            gradients: ``∇ ln L_τ``, one tensor a parameter, each of its shape.
             log_loss: ``ln L_τ`` of the batch.
         """
 

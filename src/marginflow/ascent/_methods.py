@@ -33,6 +33,8 @@ class Spheres(Method):
     step then destroys the network. Large angular steps at first are what finds features with large
     margins; small steps from the start stay near the initial weights, as SGD does.
 
+    Source: marginflow.
+
     Args:
         angle: the angular step a in radians, first and last; falling.
         tau: the temperature in units of 1/median |γ̂_i|, first and last; rising.
@@ -81,6 +83,8 @@ class Polish(Spheres):
 
     Balancing the layers, each to norm 1, changes no decision and no normalised margin. The
     network must separate the perturbed data.
+
+    Source: marginflow.
     """
 
     name = "polish"
@@ -107,6 +111,8 @@ class Relative(Method):
     w_B is the weight of the batch, from a running estimate (:class:`RunningSize`) of ‖∇L_B‖ =
     ``e^{ln L_B}‖∇ ln L_B‖``: without it batches of small loss would count as much as those that matter.
     The weights are free to grow, from balanced layers; τ is relative to the margins that they have.
+
+    Source: marginflow.
 
     Args:
         step: η, first and last; falling.
@@ -145,10 +151,18 @@ class Steepest(Method):
     ``U Vᵀ`` in each layer for ``spectral``; ``adam`` steps by ``m̂/√v̂`` in the norm of ``sign``. Each
     seeks the margin in its own norm, :meth:`Geometry.normalized_margin`.
 
+    Source: the norms of Tsilivis et al. (2025).
+
     Args:
         norm: ``l2``, ``sign``, ``spectral`` or ``adam``.
         step: η, first and last; falling.
         tau, hard, pool: as for :class:`Spheres`.
+
+    Attributes:
+        geometry: its norm, with what it remembers.
+
+    Raises:
+        SpecificationError: an unknown norm.
     """
 
     name = "steepest"
@@ -166,11 +180,15 @@ class Steepest(Method):
         self.geometry = get_geometry(norm)
 
     def own(self) -> Mapping[str, str]:
-        """The norm."""
+        """The norm, as in :attr:`spec`."""
         return {"norm": self.norm}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The memory of Adam."""
+        """The memory of Adam.
+
+        Returns:
+            by name, of the same shapes as the weights.
+        """
         return self.geometry.state() if isinstance(self.geometry, Adam) else {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -211,6 +229,11 @@ _OPTIONS = {
 
 def build_method(method: str | Method) -> Method:
     """A method from its specification (``spheres``, ``polish:angle=0.005..1e-4``), or itself.
+
+    Source: marginflow.
+
+    Args:
+        method: a specification such as ``spheres:tau=1..100``, or a method.
 
     Raises:
         SpecificationError: an unknown name or option.

@@ -1,4 +1,7 @@
-"""The steps of ascent as optimisers for anybody's training loop."""
+"""The steps of ascent as optimisers for anybody's training loop.
+
+Source: marginflow; the margin is that of Section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ class _Ascent(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked first.
+
+        Args:
+            param_group: as for any optimiser of torch.
 
         Raises:
             InputError: an unknown option, a number out of range, parameters that are not
@@ -85,6 +91,8 @@ class SphereSGD(_Ascent):
         params: parameters, named parameters or groups, as for any torch optimiser. float32 or float64.
         lr: the angle of a step in radians, before momentum.
         momentum: μ in [0, 1); 0.9 makes steps up to 10 times as long.
+        layer: whether all parameters of a group scale together.
+        free: whether the parameters have no norm to keep.
 
     Raises:
         InputError: a number out of range, an unknown option.
@@ -123,7 +131,7 @@ class SphereSGD(_Ascent):
             closure: evaluates the loss, backpropagates it and returns it.
 
         Returns:
-            what the closure returned.
+            what the closure returned, such as ln L; None without one.
 
         Raises:
             ModelError: a layer is 0.
@@ -193,7 +201,7 @@ class RelativeSGD(_Ascent):
         lr: length of a step relative to the norm of all weights.
         loss: what is backpropagated and told: ``"plain"`` L, or ``"log"`` ln L, which does not underflow.
         beta: memory of the running mean, in [0, 1).
-        cap: the most that a batch can count, at least 1.
+        cap: the most that a batch can count, a factor of at least 1.
 
     Raises:
         InputError: a number out of range, an unknown option.
@@ -235,10 +243,10 @@ class RelativeSGD(_Ascent):
 
         Args:
             closure: evaluates the batch's loss, backpropagates it and returns it.
-            loss: the batch's loss, where there is no closure.
+            loss: the batch's loss L, a scalar, where there is no closure.
 
         Returns:
-            what the closure returned.
+            what the closure returned, L or ln L; None without one.
 
         Raises:
             ModelError: all weights are 0.

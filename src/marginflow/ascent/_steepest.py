@@ -1,4 +1,8 @@
-"""Steepest flows: descent of ln L in any norm, followed by small explicit steps."""
+"""Steepest flows: descent of ln L in any norm, followed by small explicit steps.
+
+Source: Tsilivis et al. (2025), steepest descent on homogeneous networks, with the perturbations of
+Section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +42,8 @@ class Falls:
 
     Attributes:
         count: of times that it fell by more than 1e-12.
-        largest: of the falls, 0 without one.
-        total: sum of all falls.
+        largest: of the falls of ``ln(ℓ/‖W‖^K)``, 0 without one.
+        total: ``Σ`` of all falls, ≥ 0.
         pairs: how many neighbours there were.
     """
 
@@ -63,8 +67,9 @@ class SteepestPath:
         inner: ``⟨W, ∇ℓ⟩``, (T + 1,).
         turns: ``‖∇ℓ(W_{t+1}) − ∇ℓ(W_t)‖₂/‖∇ℓ(W_t)‖₂``, (T,).
         norms: by name, ‖W‖ at each point, (T + 1,): the path's own, ``l2`` and ``sign``.
-        weights: the last W.
-        sharpest: ends of the steps on which ∇ℓ turned most or ℓ missed its first-order change most.
+        weights: the last W, (N,).
+        sharpest: ends of the steps, (N,) each, on which ∇ℓ turned most or ℓ missed its first-order
+            change most.
     """
 
     geometry: str
@@ -83,7 +88,13 @@ class SteepestPath:
         return len(self.smoothed) - 1
 
     def log_ratio(self, norm: str | None = None) -> Array:
-        """``ln(ℓ/‖W‖^K)``, by default in the path's own norm; −∞ where ℓ ≤ 0."""
+        """``ln(ℓ/‖W‖^K)``, by default in the path's own norm; −∞ where ℓ ≤ 0.
+
+        Shape (T + 1,).
+
+        Args:
+            norm: name of the norm; None takes the path's own.
+        """
         inside = self.smoothed > 0
         ratio = np.full(len(inside), -np.inf)
         size = self.norms[norm or self.geometry][inside]
@@ -91,7 +102,12 @@ class SteepestPath:
         return ratio
 
     def falls(self, norm: str | None = None, every: int = 1) -> Falls:
-        """Falls of :meth:`log_ratio` between every so many steps; by ∞ where ℓ falls to 0 or below."""
+        """Falls of :meth:`log_ratio` between every so many steps; by ∞ where ℓ falls to 0 or below.
+
+        Args:
+            norm: as for :meth:`log_ratio`.
+            every: take every so many-th point.
+        """
         height = self.log_ratio(norm)[::every]
         before, after = height[:-1], height[1:]
         fell = after < before - _ROUNDING
@@ -104,7 +120,11 @@ class SteepestPath:
         )
 
     def normalized_margin(self, norm: str | None = None) -> Array:
-        """``min_i m_i/‖W‖^K``, (T + 1,)."""
+        """``min_i m_i/‖W‖^K``, (T + 1,).
+
+        Args:
+            norm: as for :meth:`log_ratio`.
+        """
         return np.asarray(self.margins / self.norms[norm or self.geometry] ** self.order)
 
 
@@ -136,6 +156,12 @@ class SteepestFlow:
         attack: δ, or None.
         geometry: name of the norm, or ``adam``.
 
+    Attributes:
+        name: of the norm.
+        homogeneity: the measured layers.
+        field: ``−∇ ln L`` of the copy.
+        start: its weights at first, (N,).
+
     Raises:
         NotHomogeneousError: names what breaks homogeneity.
         DataError: more than two classes.
@@ -161,12 +187,18 @@ class SteepestFlow:
 
     @property
     def order(self) -> float:
-        """K."""
+        """The order K of the network, ``Σ c_k``."""
         return self.homogeneity.order
 
     @_one_thread()
     def separated(self, patience: int = _PATIENCE) -> Array | None:
-        """The first point of the flow with L < 1/n, or None if that takes more than ``patience`` steps."""
+        """The first point of the flow with L < 1/n, or None if that takes more than ``patience`` steps.
+
+        Its weights, (N,).
+
+        Args:
+            patience: most steps.
+        """
         w, rule = self.start, get_geometry(self.name)
         for _ in range(patience):
             value = self.field(w)
@@ -188,9 +220,12 @@ class SteepestFlow:
         the same piece of the flow.
 
         Args:
-            w: where to begin, as :meth:`separated` gives it.
+            w: where to start, (N,).
             step: η > 0.
             steps: T.
+
+        Raises:
+            InputError: no steps, or a step that is no positive number.
         """
         real("step", step, above=0.0)
         whole("steps", steps, least=1)
@@ -232,7 +267,11 @@ class SteepestFlow:
 
     @_one_thread()
     def jumps(self, path: SteepestPath) -> Jumps:
-        """The largest jumps of ∇ℓ and ℓ on the path's sharpest steps: 0 where there is none."""
+        """The largest jumps of ∇ℓ and ℓ on the path's sharpest steps: 0 where there is none.
+
+        Args:
+            path: of this flow.
+        """
         found = [jumps_between(self.field, a, b) for a, b in path.sharpest]
         return Jumps(
             max((jump.field for jump in found), default=0.0),

@@ -22,6 +22,11 @@ def get_geometry(name: str | Geometry) -> Geometry:
     ``l2`` (gradient descent), ``sign`` (ℓ∞ over all weights), ``l1`` (coordinate descent),
     ``spectral``, ``adam``.
 
+    Source: the norms of Tsilivis et al. (2025).
+
+    Args:
+        name: of the norm, or a geometry.
+
     Raises:
         SpecificationError: an unknown name; the message gives the nearest one.
     """
@@ -48,9 +53,12 @@ def steepest_step(
     With ``relative=False``: ``W ← W − η‖G‖_* V``, Euler's step of the steepest flow, for ``l2`` that of
     gradient descent, ``W ← W − ηG``.
 
+    Source: the norms of Tsilivis et al. (2025).
+
     Args:
-        weights: W, one tensor a parameter; changed.
-        gradients: G, of the loss or (same direction, and no underflow) of its logarithm.
+        weights: W, one tensor a parameter, of any shape; changed.
+        gradients: G, of the same shapes, of the loss or (same direction, and no underflow) of its
+            logarithm.
         geometry: the norm, as a name or an object; ``adam`` has to be an object, kept from
             step to step.
         step: η > 0.

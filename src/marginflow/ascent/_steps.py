@@ -53,15 +53,16 @@ def sphere_step(
     direction to take: T/t counts as 0, and the step goes on with ``μ v``.
 
     Args:
-        layers: W_1 … W_L, each the tensors that scale together; updated in place. float32 or float64.
+        layers: W_1 … W_L, each the tensors that scale together, of any shape; updated in place.
+            float32 or float64.
         gradients: G_1 … G_L, of the same shapes; left as they are.
         velocities: v_1 … v_L, of the same shapes, zeros before the first step; updated in place.
         angle: length of the step without momentum, in radians of the product of spheres; one for all
             layers or one for each.
         momentum: μ in [0, 1), likewise.
-        norms: the r_k to keep against the drift of rounding, updated in place: an entry off by
-            more than 1e-3 (such as 0 before the first step) becomes the layer's norm. None keeps what
-            each layer has now.
+        norms: the r_k = ‖W_k‖ to keep against the drift of rounding, updated in place: an entry off
+            by more than 1e-3 (such as 0 before the first step) becomes the layer's norm. None keeps
+            what each layer has now.
         names: the layers' names, for messages.
 
     Returns:
@@ -121,7 +122,8 @@ class RunningSize:
 
     Attributes:
         beta: memory of the mean in [0, 1); about the last 1/(1 − β) batches count.
-        cap: the weight of a batch is at most this, so that one batch cannot throw the network out.
+        cap: the weight of a batch is at most this factor, so that one batch cannot throw the
+            network out.
         log_mean: ln n̄; None before the first batch, whose weight is 1.
     """
 
@@ -130,7 +132,11 @@ class RunningSize:
     log_mean: float | None = None
 
     def weigh(self, log_size: float) -> float:
-        """Take in a batch with ``ln‖∇L_B‖``; its weight ``min(cap, ‖∇L_B‖/n̄)``, itself in the mean."""
+        """Take in a batch with ``ln‖∇L_B‖``; its weight ``min(cap, ‖∇L_B‖/n̄)``, itself in the mean.
+
+        Args:
+            log_size: ``ln‖∇L_B‖``.
+        """
         if self.log_mean is None or self.beta == 0:
             self.log_mean = log_size
         else:
@@ -139,7 +145,11 @@ class RunningSize:
         return math.exp(min(log_size - self.log_mean, math.log(self.cap)))
 
     def carry(self, change: float) -> None:
-        """Add to ln n̄ what the growth of the weights adds to every ln L_B."""
+        """Add to ln n̄ what the growth of the weights adds to every ln L_B.
+
+        Args:
+            change: by how much ln n̄ changes.
+        """
         if self.log_mean is not None and math.isfinite(change):
             self.log_mean += change
 
@@ -158,8 +168,9 @@ def relative_step(
     """``W ← W − step·weight·‖W‖·G/‖G‖`` over all weights jointly, ``‖W‖ = sqrt(Σ‖W_k‖²)``.
 
     Args:
-        weights: W_1 … W_L, updated in place. float32 or float64.
-        gradients: G_1 … G_L, of L or of ln L; left as they are. Where all are 0, W stays.
+        weights: W_1 … W_L, of any shape, updated in place. float32 or float64.
+        gradients: G_1 … G_L, of the same shapes, of L or of ln L; left as they are. Where all are
+            0, W stays.
         step: η, the length of the step relative to the norm; one for all or one for each.
         weight: a factor.
         running: for mini-batches: gives a further factor, and is brought up to date.

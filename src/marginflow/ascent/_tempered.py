@@ -1,4 +1,7 @@
-"""A loss at a temperature: the smooth minimum of margins that ascent climbs."""
+"""A loss at a temperature: the smooth minimum of margins that ascent climbs.
+
+Source: marginflow; ``ℓ`` of Section 3.2 at a temperature.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Tempered(Loss):
 
     @property
     def temperature(self) -> float:
-        """τ."""
+        """The temperature τ > 0."""
         return self._temperature
 
     @temperature.setter
@@ -47,19 +50,29 @@ class Tempered(Loss):
         return self.loss.scores(outputs * self.temperature, y) / self.temperature
 
     def values(self, z: Tensor) -> Tensor:
-        """``ℓ(τ z)``."""
+        """``ℓ(τ z_i)``, shape (n,)."""
         return self.loss.values(z * self.temperature)
 
     def log_values(self, z: Tensor) -> Tensor:
-        """``ln ℓ(τ z)``."""
+        """``ln ℓ(τ z)``.
+
+        Shape (n,).
+        """
         return self.loss.log_values(z * self.temperature)
 
     def log_slopes(self, z: Tensor) -> Tensor:
-        """``ln |dℓ(τ z)/dz| = ln τ + ln |ℓ′(τ z)|``."""
+        """``ln |dℓ(τ z)/dz| = ln τ + ln |ℓ′(τ z)|``.
+
+        Shape (n,).
+        """
         return self.loss.log_slopes(z * self.temperature) + math.log(self.temperature)
 
     def overflows(self, z: Tensor) -> bool:
-        """Whether ``τ z`` leaves the range of its dtype for a finite z."""
+        """Whether ``τ z`` leaves the range of its dtype for a finite z.
+
+        Args:
+            z: scores, (n,).
+        """
         return not bool(torch.isfinite(z * self.temperature).all()) and bool(
             torch.isfinite(z).all()
         )

@@ -1,4 +1,7 @@
-"""The Adversarial Robustness Toolbox (ART): its attacks as ours, ours in its conventions."""
+"""The Adversarial Robustness Toolbox (ART): its attacks as ours, ours in its conventions.
+
+Source: adversarial-robustness-toolbox, Nicolae et al. (2018).
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def from_art(
     Args:
         attack: a class of ``art.attacks.evasion``, the name of one, or a function of the estimator that
             makes an attack.
-        eps: the budget ε, given to the attack if it takes an ``eps``.
+        eps: the budget ε ≥ 0, in the units of x, given to the attack if it takes an ``eps``.
         p: the norm of the ball, given as ``norm`` if that is taken; by default the attack's own.
         bounds: the range of x + δ, ART's ``clip_values``.
         options: of the class.
@@ -156,7 +159,7 @@ def to_art(
 
     Args:
         model: the network; it is not copied.
-        x: examples, of which shape and number of classes are taken.
+        x: examples, (n, …), of which shape and number of classes are taken.
         bounds: ART's ``clip_values``.
         optimizer: for ART's ``fit``.
 

@@ -41,8 +41,8 @@ class AutoAttack(ForeignAttack):
     them in ℓ2. Everything is computed in float32.
 
     Args:
-        p: ``"linf"`` or ``"l2"``.
-        eps: the budget ε.
+        p: the norm, ``"linf"`` or ``"l2"``.
+        eps: the budget ε ≥ 0, in the units of x.
         bounds: the range of x + δ, to [0, 1] of which torchattacks is bound, so that examples are mapped.
             None for unbounded inputs: then the range reaches ε beyond the examples given.
         steps: of APGD and FAB.
@@ -50,7 +50,8 @@ class AutoAttack(ForeignAttack):
 
     Raises:
         MissingDependencyError: torchattacks is not installed.
-        SpecificationError: another norm. InputError: a number out of range.
+        SpecificationError: another norm.
+        InputError: a number out of range.
     """
 
     steps: int = 100
@@ -78,7 +79,11 @@ class AutoAttack(ForeignAttack):
 
     @staticmethod
     def parts(classes: int) -> tuple[str, ...]:
-        """The attacks that are run on a network with so many classes, in their order."""
+        """The attacks that are run on a network with so many classes, in their order.
+
+        Args:
+            classes: how many the network tells apart.
+        """
         targeted = ("apgd-t",) if classes > 2 else ()
         return ("apgd-margin", "apgd-ce", *targeted, "fab-t", "square")
 

@@ -2,6 +2,8 @@
 
 Subclasses compute; the final :meth:`Attack.__call__` keeps the promises: the ball, the
 pixel bounds, the count of dead inputs, and a model left as it was found.
+
+Source: the perturbations of Section 3.2 (Definition 1).
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ class Perturbation:
     """What an attack found.
 
     Attributes:
-        delta: δ, shape and dtype of x, ``‖δ_i‖_p ≤ ε`` to one rounding.
+        delta: δ, of the shape and dtype of x, ``‖δ_i‖_p ≤ ε`` to one rounding.
         dead_inputs: (n,) bool, the examples whose input gradient was 0 at every step
             (0/0 has no direction; their perturbation is 0 but for a random start).
-        clean: the outputs at x, if the attack came past them; without gradient.
+        clean: the outputs at x, (n,), (n, 1) or (n, C), if the attack came past them; without
+            gradient.
     """
 
     delta: Tensor
@@ -50,12 +53,17 @@ class Attack(ABC):
     """A perturbation rule with budget ε in the ℓp norm.
 
     Attributes:
-        eps: the budget ε ≥ 0.
+        eps: the budget ε ≥ 0, in the units of x.
         p: the exponent of the norm, in [1, ∞].
         bounds: (low, high), the range in which x + δ must stay, or None. The clamp
             depends on x alone, so it keeps scale invariance; it never moves δ out of the ball.
         objective: ``margin`` (the paper's), or ``loss`` as other libraries do, which
             is not scale invariant and fades when the loss underflows.
+        name: the word that its :attr:`spec` begins with.
+
+    Raises:
+        InputError: an eps, p or bounds that are no numbers, or out of range.
+        SpecificationError: an unknown norm or objective.
     """
 
     eps: float
@@ -108,6 +116,9 @@ class Attack(ABC):
     def with_eps(self, eps: float) -> Self:
         """The same attack with another budget ε.
 
+        Args:
+            eps: ε ≥ 0, in the units of x.
+
         Raises:
             InputError: ε negative or not finite.
         """
@@ -118,6 +129,9 @@ class Attack(ABC):
     @final
     def with_bounds(self, bounds: tuple[float, float] | None) -> Self:
         """The same attack with other bounds.
+
+        Args:
+            bounds: (low, high), the range of x + δ, or None.
 
         Raises:
             InputError: bounds that are no interval.
@@ -175,13 +189,21 @@ class Attack(ABC):
 
     @final
     def answer(self, query: Query, generator: torch.Generator | None = None) -> Perturbation:
-        """The perturbations of the examples of ``query``, whose inputs are already checked."""
+        """The perturbations of the examples of ``query``, whose inputs are already checked.
+
+        Args:
+            query: the model and its examples, (n, …).
+            generator: of a random start.
+        """
         delta, dead = self._perturb(query, generator)
         delta = self._admit(query.x, delta)
         return Perturbation(delta if query.total else delta.detach(), dead, query.clean)
 
     def check_bounds(self, x: Tensor) -> None:
         """Refuse examples outside ``bounds``.
+
+        Args:
+            x: examples, (n, …).
 
         Raises:
             DataError: a value outside.
@@ -220,8 +242,16 @@ class Attack(ABC):
 class Query:
     """What an attack may ask of a model: its outputs, objectives and input gradients.
 
+    Args:
+        model: maps (n, …) to outputs (n,), (n, 1) or (n, C).
+        x: examples, (n, …).
+        y: labels, (n,).
+        objective: ``margin`` or ``loss``.
+        total: whether δ is to be differentiated by the weights.
+
     Attributes:
-        clean: the outputs at x itself, once an objective was asked for there; without gradient.
+        clean: the outputs at x itself, (n,), (n, 1) or (n, C), once an objective was asked for
+            there; without gradient.
     """
 
     clean: Tensor | None = None
@@ -237,7 +267,17 @@ class Query:
         self._checked = False
 
     def outputs(self, z: Tensor) -> Tensor:
-        """Outputs of the model at the inputs z."""
+        """Outputs of the model at the inputs z.
+
+        Args:
+            z: inputs, (n, …).
+
+        Returns:
+            (n,), (n, 1) or (n, C).
+
+        Raises:
+            ModelError: a model whose output is no tensor.
+        """
         outputs = self.model(z)
         if not isinstance(outputs, Tensor):
             raise ModelError(
@@ -246,7 +286,11 @@ class Query:
         return outputs
 
     def margins(self, z: Tensor) -> Tensor:
-        """``y f(z)``, or ``f[y] − f[j*]`` with j* the runner-up at z; (n,)."""
+        """``y f(z)``, or ``f[y] − f[j*]`` with j* the runner-up at z; (n,).
+
+        Args:
+            z: inputs, (n, …).
+        """
         return self._margins(self.outputs(z))
 
     def _margins(self, outputs: Tensor) -> Tensor:
@@ -259,6 +303,12 @@ class Query:
 
         With ``total`` the result can be differentiated by the weights (and by z,
         where z itself depends on them).
+
+        Args:
+            z: inputs, (n, …).
+
+        Raises:
+            ModelError: outputs that are no tensor, or do not depend on the inputs.
         """
         at_x = z is self.x
         if not z.requires_grad:

@@ -1,4 +1,7 @@
-"""Attacks from specification strings, and the check of a budget against the data."""
+"""Attacks from specification strings, and the check of a budget against the data.
+
+Source: marginflow; each attack names its own.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,9 @@ def build(spec: str | Attack | None) -> Attack | None:
     Of other libraries, by the names and options of their classes: ``foolbox:LinfPGD,eps=8/255,steps=20``,
     ``torchattacks:PGDL2,eps=1.5,alpha=0.375``, ``art:FastGradientMethod,eps=1.5,norm=2``, and
     ``autoattack-linf:eps=8/255``. They also take ``p=…`` and ``bounds=…``, by default 0..1.
+
+    Args:
+        spec: the specification; an attack or None is passed on.
 
     Raises:
         SpecificationError: malformed, an unknown name or option (the nearest is given),

@@ -25,7 +25,7 @@ class ExactLinear(Attack):
 
     Args:
         p: exponent of the norm, in [1, ∞], or ``"l2"``, ``"linf"`` ….
-        eps: ε ≥ 0.
+        eps: ε ≥ 0, in the units of x.
 
     Raises:
         InputError: p < 1, ε negative. On the call, ModelError: a model that is not linear.
@@ -119,6 +119,10 @@ class FiniteSet(Attack):
 
     def with_eps(self, eps: float) -> Self:
         """Refused: ε is the longest of the set.
+
+        Args:
+            eps: any number.
+            eps: the set's own ε, in the units of x.
 
         Raises:
             InputError: another ε.

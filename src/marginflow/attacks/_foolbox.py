@@ -1,4 +1,7 @@
-"""foolbox: its attacks as ours, our networks and attacks in its conventions."""
+"""foolbox: its attacks as ours, our networks and attacks in its conventions.
+
+Source: foolbox, Rauber et al. (2020).
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def from_foolbox(
 
     Args:
         attack: an attack of foolbox, its class, or the name of one in ``foolbox.attacks``.
-        eps: the budget ε, foolbox's ``epsilons``.
+        eps: the budget ε ≥ 0, in the units of x, foolbox's ``epsilons``.
         p: the norm of the ball; by default the attack's own distance.
         bounds: the range of x + δ and the model's bounds in foolbox; None for unbounded inputs.
         options: of the class, if it is not yet an attack.
@@ -141,7 +144,7 @@ def to_foolbox_model(
     Args:
         model: the network, in evaluation mode; it is not copied and not moved.
         bounds: the range of the inputs; None for unbounded ones.
-        like: inputs, if the network has no parameters that tell device and dtype.
+        like: inputs, (n, …), if the network has no parameters that tell device and dtype.
 
     Raises:
         MissingDependencyError: foolbox is not installed.
@@ -164,8 +167,8 @@ def to_foolbox(attack: Attack, *, seed: int = 0) -> Any:
         seed: of random starts; they go on from call to call, so that foolbox's ``repeat`` restarts.
 
     Raises:
-        MissingDependencyError: foolbox is not installed. On the call, InputError: a targeted criterion, a
-            model that is not of PyTorch.
+        MissingDependencyError: foolbox is not installed.
+        InputError: on the call: a targeted criterion, a model that is not of PyTorch.
     """
     module = library("foolbox", "foolbox")
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marginflow._checks import real, whole
 from marginflow.attacks._base import Attack, Query, is_zero
+from marginflow.distributed import RowsGenerator
 from marginflow.errors import SpecificationError
 from marginflow.norms import as_exponent, dual_vector, flat, norm_name
 
@@ -73,8 +74,8 @@ class PGD(Attack):
     the unit ℓ2 vector or the sign, Π the projection on the ball (and the bounds).
 
     Args:
-        p: ``"l2"`` or ``"linf"``.
-        eps: ε ≥ 0.
+        p: the norm, ``"l2"`` or ``"linf"``.
+        eps: ε ≥ 0, in the units of x.
         steps: number of steps ≥ 1.
         step_size: ξ > 0; by default 2.5 ε/steps.
         random_start: begin uniformly in the ball; the call then takes a generator.
@@ -82,7 +83,19 @@ class PGD(Attack):
         objective: ``margin``, or ``loss`` for comparison.
 
     Raises:
-        InputError: a number out of range. SpecificationError: another norm.
+        InputError: a number out of range.
+        SpecificationError: another norm.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> model = mf.models.mlp(6, 8, 1, seed=0).double()
+        >>> attack = mf.attacks.PGD("linf", eps=0.1, steps=5)
+        >>> attack.spec
+        'pgd-linf:steps=5,step=0.05,eps=0.1'
+        >>> delta = attack(model, data.x, data.y).delta
+        >>> delta.shape == data.x.shape, bool(delta.abs().max() <= 0.1)
+        (True, True)
     """
 
     steps: int = 10
@@ -133,7 +146,11 @@ class PGD(Attack):
         return f"pgd-{norm_name(self.p)}" + super().spec.removeprefix(self.name)
 
     def with_eps(self, eps: float) -> Self:
-        """The same attack with another budget ε; its steps are the same part of it."""
+        """The same attack with another budget ε; its steps are the same part of it.
+
+        Args:
+            eps: ε ≥ 0, in the units of x.
+        """
         other = super().with_eps(eps)
         if self.eps > 0:
             object.__setattr__(other, "step_size", self.step_size * (other.eps / self.eps))
@@ -142,7 +159,12 @@ class PGD(Attack):
         return other
 
     def start(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """δ⁰, shape of x: 0, or uniform in the ball and then inside the bounds."""
+        """δ⁰, shape of x: 0, or uniform in the ball and then inside the bounds.
+
+        Args:
+            x: examples, (n, …).
+            generator: the source of the draw; unused without ``random_start``.
+        """
         if not self.random_start:
             return torch.zeros_like(x)
         return self._admit(x, _uniform_in_ball(x, self.p, self.eps, generator))
@@ -165,11 +187,16 @@ def _uniform_in_ball(
     """Uniform in the ℓ2 or ℓ∞ ball, drawn on the generator's device in float64."""
     device = generator.device if generator is not None else torch.device("cpu")
     n, features = flat(x).shape
+    rows = slice(0, n)
+    if isinstance(generator, RowsGenerator):  # one process's part of a batch
+        rows, n = generator.rows, generator.count
     if math.isinf(p):
-        draw = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=device) * 2 - 1
-        return (radius * draw).to(x)
+        shape = (n, *x.shape[1:])
+        draw = torch.rand(shape, generator=generator, dtype=torch.float64, device=device) * 2 - 1
+        return (radius * draw[rows]).to(x)
     direction = torch.randn((n, features), generator=generator, dtype=torch.float64, device=device)
     u = torch.rand((n, 1), generator=generator, dtype=torch.float64, device=device)
+    direction, u = direction[rows], u[rows]
     # In d dimensions the radius of a uniform point is distributed as u^{1/d}.
     length = radius * u ** (1 / features)
     point: Tensor = length * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)

@@ -1,4 +1,7 @@
-"""Networks as other people's attack libraries want to see them: at least two logits, image shapes."""
+"""Networks as other people's attack libraries want to see them: at least two logits, image shapes.
+
+Source: marginflow, for the conventions of ART, foolbox and torchattacks.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,9 @@ class TwoLogits(nn.Module):
         """The wrapper of ``model``, the same one for as long as somebody holds it.
 
         Libraries compare models by identity, as torchattacks' MultiAttack does.
+
+        Args:
+            model: maps (n, …) to (n,), (n, 1) or (n, C).
         """
         if isinstance(model, TwoLogits):
             return model
@@ -49,7 +55,11 @@ class TwoLogits(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, C), C ≥ 2."""
+        """Logits (n, C), C ≥ 2.
+
+        Args:
+            x: inputs, (n, …).
+        """
         f: Tensor = self.model(x)
         if f.ndim == 2 and f.shape[1] > 1:
             return f

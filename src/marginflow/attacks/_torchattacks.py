@@ -1,4 +1,7 @@
-"""torchattacks: its attacks as ours, and ours in its convention."""
+"""torchattacks: its attacks as ours, and ours in its convention.
+
+Source: torchattacks, Kim (2020).
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def from_torchattacks(
 
     Args:
         attack: a class of torchattacks, the name of one, or a function of the model that makes an attack.
-        eps: the budget ε, given to the attack if it takes an ``eps``.
+        eps: the budget ε ≥ 0, in the units of x, given to the attack if it takes an ``eps``.
         p: the norm of the ball; by default the attack's own.
         options: of the class. ``n_classes`` and ``seed`` are given where they are taken.
 

@@ -1,4 +1,7 @@
-"""``bounds.json`` of a run: its sandwiches, certified ≤ true ≤ attacked."""
+"""``bounds.json`` of a run: its sandwiches, certified ≤ true ≤ attacked.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from marginflow.distributed import first
 from marginflow.errors import RunError
 from marginflow.runs import write_atomically
 
@@ -19,11 +23,17 @@ _FORMAT = 1
 _AGAIN = "make it again with marginflow measure --certified"
 
 
+@first
 def save_bounds(folder: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
     """Write ``bounds.json`` into a run directory, in place of an earlier one.
 
+    Args:
+        folder: of the run.
+        content: what :func:`read_bounds` is to give back.
+
     Raises:
         StorageError: the file system refuses; the earlier one is then untouched.
+        StorageError: the disk refused.
     """
     path = Path(folder) / _FILE
     whole = {"format_version": _FORMAT, **content}
@@ -31,8 +41,12 @@ def save_bounds(folder: str | os.PathLike[str], content: Mapping[str, Any]) -> P
     return path
 
 
+@first
 def read_bounds(folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     """The content of ``bounds.json`` in a run directory, or None where there is none.
+
+    Args:
+        folder: of the run.
 
     Raises:
         RunError: a damaged file, or one of a newer format.
@@ -55,7 +69,11 @@ def read_bounds(folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights and buffers, their names and shapes."""
+    """SHA-256 of a model's weights and buffers, their names and shapes.
+
+    Args:
+        model: only its weights and buffers count.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from marginflow.cli._completion import complete_values
 from marginflow.cli._export import export
 from marginflow.cli._maximize_command import maximize
 from marginflow.cli._options import (
@@ -108,6 +109,12 @@ def train(
             help="Leave examples out of the epochs while they move weights by less than a rounding.",
         ),
     ] = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts of a batch, a power of two: the same bits on any number of processes."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help=THREADS)] = None,
     data_dir: Annotated[Path | None, typer.Option(help=DATA_DIR)] = None,
     config: Annotated[
@@ -152,6 +159,7 @@ def train(
         "engine": engine,
         "perturbation_precision": perturbation_precision,
         "shrink": shrink or None,
+        "shards": shards,
         "threads": threads,
         "data_dir": data_dir,
         "out": out,
@@ -531,3 +539,6 @@ def demo(
     from marginflow.cli._demo import run_demo
 
     run_demo(out, seed=seed, force=force, progress=not quiet)
+
+
+complete_values(app)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marginflow._checks import whole
 from marginflow.cli._options import take_log
-from marginflow.cli._train import free_name, stored_options
+from marginflow.cli._train import free_name, goes_on, stored_options
 from marginflow.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run_maximization(
     import torch
 
     import marginflow as mf
+    from marginflow.distributed import first
 
     if "threads" in options:
         torch.set_num_threads(whole("--threads", options.pop("threads"), least=1))
@@ -63,7 +64,9 @@ def run_maximization(
     options.setdefault("dtype", "float32")
     if "out" not in options:
         method = str(options.get("method", "spheres")).partition(":")[0]
-        options["out"] = free_name(f"{data.name} {method}", options.get("attack", "none"))
+        options["out"] = first(free_name)(f"{data.name} {method}", options.get("attack", "none"))
+    if goes_on(Path(options["out"])):
+        resume, force = True, False
     started = time.monotonic()
     try:
         run = mf.maximize(

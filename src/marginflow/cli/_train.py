@@ -24,7 +24,7 @@ _STORED = (
     "data", "attack", "measure_with", "loss", "lr", "batch_size", "epochs", "momentum",
     "derivative", "seed", "dtype", "device", "measure", "schedule", "keep_weights",
 )  # fmt: skip
-_ADDED = {"shrink": False}
+_ADDED = {"shrink": False, "shards": None}
 """Options that older runs do not have, with what held of these."""
 _KINDS = {
     "train": ("a training run", "mf.train"),
@@ -69,6 +69,7 @@ def run_training(
     import torch
 
     import marginflow as mf
+    from marginflow.distributed import first
 
     if "threads" in options:
         torch.set_num_threads(whole("--threads", options.pop("threads"), least=1))
@@ -76,7 +77,9 @@ def run_training(
     data = mf.load(options.pop("data"), data_dir=data_dir)
     options.setdefault("dtype", "float32")
     if "out" not in options:
-        options["out"] = free_name(data.name, options.get("attack", "none"))
+        options["out"] = first(free_name)(data.name, options.get("attack", "none"))
+    if goes_on(Path(options["out"])):
+        resume, force = True, False
     train = _train_one if seeds is None else functools.partial(mf.train_seeds, seeds=seeds)
     started = time.monotonic()
     try:
@@ -174,6 +177,13 @@ def stored_options(
         return options | {"model": config["model_spec"]}
     except KeyError as error:
         raise RunError(f"the run.json in {str(path)!r} lacks {error}") from None
+
+
+def goes_on(out: Path) -> bool:
+    """Whether torchrun has started the processes again (``--max-restarts``), with a run to go on with."""
+    from marginflow.distributed import first, restarted
+
+    return restarted() and first((out / "run.json").exists)()
 
 
 def free_name(data: str, attack: str) -> Path:

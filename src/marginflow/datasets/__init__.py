@@ -30,6 +30,8 @@ _NAMES = ("digits", "mnist", "npz", "separable")
 def load(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load the data set that ``spec`` describes; its ``name`` is ``spec`` without needless blanks.
 
+    Source: MNIST of LeCun et al. (1998), the digits of scikit-learn, marginflow's separable data.
+
     Args:
         spec: such as ``mnist:3,8``, ``digits:0,1,n=100``, ``separable:n=60,d=20,margin=0.1`` or
             ``npz:PATH``, where the path is all after the first colon.
@@ -39,6 +41,12 @@ def load(spec: str, *, data_dir: str | os.PathLike[str] | None = None) -> Datase
         SpecificationError: ``spec`` is malformed or names something unknown.
         InputError: an option is out of range.
         DataError: files or arrays are missing or cannot be used.
+        MissingDependencyError: the data need a package that is not installed.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> mf.load("separable:n=20,d=6,margin=0.3")
+        Dataset('separable:n=20,d=6,margin=0.3', n=20, shape=(6,), classes=(-1, +1))
     """
     if isinstance(spec, str):
         # Before the grammar: a path may hold commas, blanks and equals signs.

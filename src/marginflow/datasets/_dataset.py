@@ -1,4 +1,7 @@
-"""``Dataset``: examples, labels and what is known about them, checked once at the door."""
+"""``Dataset``: examples, labels and what is known about them, checked once at the door.
+
+Source: marginflow; examples and labels as in Section 3.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,10 @@ class Dataset:
     The labels decide the kind of the problem: all in {−1, +1} is binary (one output),
     0 … C−1 is multi-class (C outputs), so {0, 1} means two classes with two outputs.
 
+    Source: marginflow; the examples (x_i, y_i) of Section 3.
+
     Attributes:
-        x: examples, shape (n, ...) with at least one feature axis.
+        x: examples, shape (n, …) with at least one feature axis.
         y: labels, shape (n,).
         name: the specification string, for data that :func:`load` made.
         classes: the names of the classes in label order, for binary data the class −1 first;
@@ -44,6 +49,7 @@ class Dataset:
     Raises:
         DataError: empty data, no feature axis, different lengths, NaN or infinity in ``x``,
             labels of neither kind, features outside ``bounds``, a test set that does not fit.
+        InputError: a ``max_margin`` that is not a positive number.
     """
 
     x: Tensor
@@ -126,6 +132,10 @@ class Dataset:
     ) -> Dataset:
         """Copy the data, test set included, to another float type or device.
 
+        Args:
+            dtype: float32 or float64; None keeps it.
+            device: where to; None keeps it.
+
         Raises:
             DataError: ``dtype`` is neither ``torch.float32`` nor ``torch.float64``.
         """
@@ -139,6 +149,9 @@ class Dataset:
 
         Classes, bounds and the test set stay. The name becomes "custom" and the known
         maximum margin is dropped, for they are those of the whole.
+
+        Args:
+            indices: whole numbers, negative ones counting from the end, or a mask, (n,).
 
         Raises:
             DataError: an index out of range, not an integer, or none at all.
@@ -172,6 +185,10 @@ class Dataset:
         """At most ``size`` random examples, and as many of the test set, in their own order.
 
         The same seed gives the same examples. What has no more than ``size`` stays whole.
+
+        Args:
+            size: how many examples at most, ≥ 1.
+            seed: which.
 
         Raises:
             InputError: a size below 1.

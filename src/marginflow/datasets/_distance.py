@@ -1,4 +1,7 @@
-"""The smallest distance between examples of different classes: what any classifier can withstand."""
+"""The smallest distance between examples of different classes: what any classifier can withstand.
+
+Source: marginflow; no classifier withstands more than half of this distance.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,9 @@ def class_distance(data: Dataset) -> ClassDistance:
     """The smallest ℓ2 distance between training examples of different classes, exact in float64.
 
     Costs n²·d multiplications; MNIST's 3 against 8 takes seconds.
+
+    Args:
+        data: of two classes or more.
 
     Raises:
         DataError: all examples are of one class.

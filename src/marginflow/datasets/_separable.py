@@ -35,7 +35,7 @@ def separable(
     Args:
         n: number of examples; a single one is ``z = margin·u``.
         d: number of features, at least 2.
-        margin: the maximum margin, positive.
+        margin: the maximum margin > 0, in the units of x.
         seed: of the random numbers.
         supports: how many support points, from 2 to ``min(n, d)``; ``min(n//2, d)`` (but
             at least 2) unless given.

@@ -6,6 +6,7 @@ from marginflow.engine._build import EngineName, auto_engine, build
 from marginflow.engine._dense import DenseNetwork
 from marginflow.engine._fused import FusedEngine, PerturbationPrecision
 from marginflow.engine._outputs import AttackedOutputs
+from marginflow.engine._parallel import ParallelEngine, independent
 from marginflow.engine._perturber import Perturber
 from marginflow.engine._products import Products, choose_products, multiplying
 from marginflow.engine._stacked import (
@@ -23,6 +24,7 @@ __all__ = [
     "EngineName",
     "FusedEngine",
     "LossGradient",
+    "ParallelEngine",
     "PerturbationPrecision",
     "Perturber",
     "Products",
@@ -31,6 +33,7 @@ __all__ = [
     "auto_engine",
     "build",
     "choose_products",
+    "independent",
     "multiplying",
     "stacking_gains",
     "stacking_refusal",

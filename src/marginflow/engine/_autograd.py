@@ -1,4 +1,7 @@
-"""The loss gradient at perturbed inputs, by autograd, for any model."""
+"""The loss gradient at perturbed inputs, by autograd, for any model.
+
+Source: the gradient of Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from marginflow.attacks import Derivative
 from marginflow.engine._base import Engine, LossGradient
 from marginflow.losses import margins_of
 
@@ -27,12 +31,7 @@ class AutogradEngine(Engine):
         of_log: bool = False,
     ) -> LossGradient:
         """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
-        if self.attack is not None:
-            perturbation = self.attack(
-                self.model, x, y, derivative=self.derivative, generator=generator
-            )
-            x = x + perturbation.delta
-        outputs = self.model(x)
+        outputs = self.model(self._perturbed(x, y, generator, self.derivative))
         scores = self.loss.scores(outputs, y)
         count = len(y) if count is None else count
         share = len(y) / count
@@ -48,7 +47,15 @@ class AutogradEngine(Engine):
 
     def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The scores z_i at the perturbed inputs, (n,), without gradients."""
-        if self.attack is not None:
-            x = x + self.attack(self.model, x, y, generator=generator).delta
+        x = self._perturbed(x, y, generator, "detached")
         with torch.no_grad():
             return self.loss.scores(self.model(x), y)
+
+    def _perturbed(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None, derivative: Derivative
+    ) -> Tensor:
+        """``x + δ``, shape of x."""
+        if self.attack is None:
+            return x
+        found = self.attack(self.model, x, y, derivative=derivative, generator=generator)
+        return x + found.delta

@@ -1,4 +1,7 @@
-"""What every engine offers: the loss gradient at perturbed inputs, and the scores there."""
+"""What every engine offers: the loss gradient at perturbed inputs, and the scores there.
+
+Source: the gradient of Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,11 @@ class LossGradient:
     Attributes:
         loss: ``L = (1/n) Σ ℓ(z_i)`` at the perturbed inputs, or ``ln L`` where its gradient was
             asked for; a scalar tensor.
-        gradients: ``G = ∂L/∂W``, one per trainable parameter, in their order; none after
-            :meth:`Engine.descend`, see :meth:`Engine.last_gradients`.
+        gradients: ``G = ∂L/∂W``, one per trainable parameter, each of its shape, in their order;
+            none after :meth:`Engine.descend`, see :meth:`Engine.last_gradients`.
         margins: the margins m_i at the perturbed inputs, (n,).
-        outputs: the outputs at the perturbed inputs; the next call may overwrite them.
+        outputs: the outputs at the perturbed inputs, (n,), (n, 1) or (n, C); the next call may
+            overwrite them.
     """
 
     loss: Tensor
@@ -41,6 +45,10 @@ class Engine(ABC):
         loss: the loss ℓ.
         attack: δ, or None for standard training.
         derivative: ``detached`` holds δ fixed (Algorithm 1), ``total`` differentiates through it.
+
+    Attributes:
+        name: what ``engine=`` calls it.
+        parameters: the trainable parameters, in the order of the model.
     """
 
     name: ClassVar[str]
@@ -58,6 +66,8 @@ class Engine(ABC):
         self.loss = loss
         self.attack = attack
         self.derivative: Derivative = derivative
+        self.shards: int | None = None
+        """Parts of a batch whose gradients are added in a fixed order, where that was asked for."""
         self.parameters = tuple(p for p in model.parameters() if p.requires_grad)
 
     @property
@@ -67,6 +77,10 @@ class Engine(ABC):
 
     def check(self, x: Tensor, y: Tensor) -> None:  # noqa: B027 - autograd checks in each call
         """Refuse a data set, once, whose batches will then be taken unchecked.
+
+        Args:
+            x: all examples, (n, …).
+            y: their labels, (n,).
 
         Raises:
             DataError: labels that do not fit the outputs, examples outside the attack's bounds.
@@ -100,12 +114,23 @@ class Engine(ABC):
 
     @abstractmethod
     def scores(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The scores z_i at the perturbed inputs, (n,), without gradients."""
+        """The scores z_i at the perturbed inputs, (n,), without gradients.
+
+        Args:
+            x: examples, (n, …).
+            y: labels, (n,).
+            generator: serves a random start.
+        """
 
     def reach(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The scores z_i at the perturbed inputs, and how far each can move the weights.
+
+        Args:
+            x: examples, (n, …).
+            y: labels, (n,).
+            generator: serves a random start.
 
         Returns:
             z, (n,); ``max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F``, (n,), or None where it costs a pass an example.
@@ -123,11 +148,21 @@ class Engine(ABC):
         """``W ← W − rate G`` in place, unless L is not finite: then W stays. The gradient is not formed.
 
         Arguments as for a call. Only where :attr:`in_place` is True.
+
+        Args:
+            x: examples of the batch, (n, …).
+            y: their labels, (n,).
+            rate: η > 0.
+            generator: serves a random start.
+            count: the n of ``1/n``, by default the number of examples.
         """
         raise NotImplementedError(f"{type(self).__name__} forms the gradient")
 
     def last_gradients(self) -> tuple[Tensor, ...]:
         """G of the last :meth:`descend`, formed now.
+
+        Returns:
+            one tensor a parameter, each of its shape.
 
         Raises:
             RuntimeError: the engine was used since, or there was none.
@@ -141,7 +176,14 @@ class Engine(ABC):
         generator: torch.Generator | None = None,
         batch_size: int = 1024,
     ) -> float:
-        """``ln L`` of all examples at their perturbed inputs, in batches, without gradients."""
+        """``ln L`` of all examples at their perturbed inputs, in batches, without gradients.
+
+        Args:
+            x: examples, (n, …).
+            y: labels, (n,).
+            generator: serves a random start.
+            batch_size: examples per pass.
+        """
         values = []
         for start in range(0, x.shape[0], batch_size):
             part = slice(start, start + batch_size)

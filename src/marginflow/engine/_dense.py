@@ -1,4 +1,7 @@
-"""Dense homogeneous networks by explicit products: forward, backward, update, in kept buffers."""
+"""Dense homogeneous networks by explicit products: forward, backward, update, in kept buffers.
+
+Source: marginflow; the gradient of Algorithm 1 for the networks of Eq. (2).
+"""
 
 from __future__ import annotations
 
@@ -141,20 +144,32 @@ class DenseNetwork:
             w.data = w.detach().clone()
 
     def in_precision(self, dtype: torch.dtype) -> DenseNetwork:
-        """A copy of the weights in another precision, kept up to date by :meth:`follow`."""
+        """A copy of the weights in another precision, kept up to date by :meth:`follow`.
+
+        Args:
+            dtype: of the copy.
+        """
         return DenseNetwork(
             [w.detach().to(dtype, copy=True) for w in self.weights], self.activations
         )
 
     def follow(self, other: DenseNetwork) -> None:
-        """Take over the weights of ``other``, rounded to this network's precision."""
+        """Take over the weights of ``other``, rounded to this network's precision.
+
+        Args:
+            other: of the same shapes.
+        """
         with torch.no_grad():
             for mine, its in zip(self.weights, other.weights, strict=True):
                 mine.copy_(its)
 
     @torch.no_grad()
     def columns(self, x: Tensor) -> Tensor:
-        """Examples (n, …) as columns (D, n), in a buffer; (S, n, …) or (S · n, …) of a stack."""
+        """Examples (n, …) as columns (D, n), in a buffer; (S, n, …) or (S · n, …) of a stack.
+
+        Args:
+            x: examples, (n, …), or (S, n, …).
+        """
         rows = self.rows(x)
         kept = self._of_size(rows.shape[-2]).spare
         if "columns" not in kept or kept["columns"].dtype != x.dtype:
@@ -162,13 +177,21 @@ class DenseNetwork:
         return kept["columns"].copy_(rows.mT)
 
     def rows(self, x: Tensor) -> Tensor:
-        """Examples (n, …) as (n, D); (S, n, …) or (S · n, …) of a stack as (S, n, D)."""
+        """Examples (n, …) as (n, D); (S, n, …) or (S · n, …) of a stack as (S, n, D).
+
+        Args:
+            x: examples, (n, …), or (S, n, …).
+        """
         first = self.weights[0].shape
         return x.reshape(*first[:-2], -1, first[-1])
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs at x: (D, n) ↦ (C, n). What :meth:`backward` needs of the way is kept."""
+        """The outputs at x: (D, n) ↦ (C, n). What :meth:`backward` needs of the way is kept.
+
+        Args:
+            x: columns, (D, n).
+        """
         buffers = self._of_size(x.shape[-1])
         h = x
         for k, weight in enumerate(self.weights):
@@ -178,6 +201,39 @@ class DenseNetwork:
                 _activate(self.activations[k], out, buffers.rectified.get(k))
             h = out
         return h
+
+    def kept(self, x: Tensor) -> list[Tensor]:
+        """What the last :meth:`forward` of x keeps of the hidden layers: h_k or its root, (fan-out, n).
+
+        One tensor a hidden layer, (units, n).
+
+        Args:
+            x: the columns of that pass, (D, n).
+        """
+        buffers = self._of_size(x.shape[-1])
+        return [buffers.rectified.get(k, h) for k, h in enumerate(buffers.hidden[:-1])]
+
+    @torch.no_grad()
+    def resumed(self, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The outputs at x as by :meth:`forward`, from what this keeps; the last product alone is taken.
+
+        Args:
+            x: (D, n).
+            kept: of all of x, put together from the :meth:`kept` of its parts, (units, n) each.
+
+        Returns:
+            the outputs, (C, n).
+        """
+        buffers = self._of_size(x.shape[-1])
+        for k, values in enumerate(kept):
+            if k in buffers.rectified:
+                buffers.rectified[k].copy_(values)
+                torch.mul(values, values, out=buffers.hidden[k])
+            else:
+                buffers.hidden[k].copy_(values)
+        below = buffers.hidden[-2] if kept else x
+        self._product(self.weights[-1], below, out=buffers.hidden[-1])
+        return buffers.hidden[-1]
 
     @torch.no_grad()
     def backward(self, x: Tensor, seeds: Tensor) -> None:
@@ -198,24 +254,41 @@ class DenseNetwork:
 
     @torch.no_grad()
     def input_gradient(self, x: Tensor) -> Tensor:
-        """``∂/∂x`` of the last :meth:`backward`, (D, n)."""
+        """``∂/∂x`` of the last :meth:`backward`, (D, n).
+
+        Args:
+            x: the columns of that pass, (D, n).
+        """
         buffers = self._of_size(x.shape[-1])
         return self._product(self.weights[0].mT, buffers.slopes[0], out=buffers.input_slope)
 
     @torch.no_grad()
     def gradients(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``∂/∂W_k`` of the last :meth:`backward`, each a new tensor of the shape of W_k."""
+        """``∂/∂W_k`` of the last :meth:`backward`, each a new tensor of the shape of W_k.
+
+        Args:
+            x: the columns of that pass, (D, n).
+        """
         return tuple(d @ h.mT for d, h in self._factors(x))
 
     @torch.no_grad()
     def gradient_norms(self, x: Tensor) -> Tensor:
-        """``‖∂/∂W_k‖_F`` of each example alone, of the last :meth:`backward`, (n, L): ‖d_k‖‖h_{k−1}‖."""
+        """``‖∂/∂W_k‖_F`` of each example alone, of the last :meth:`backward`, (n, L): ‖d_k‖‖h_{k−1}‖.
+
+        Args:
+            x: the columns of that pass, (D, n).
+        """
         factors = self._factors(x)
         return torch.stack([d.norm(dim=0) * h.norm(dim=0) for d, h in factors], dim=1)
 
     @torch.no_grad()
     def descend(self, x: Tensor, rate: float) -> None:
-        """``W_k ← W_k − rate ∂/∂W_k`` of the last :meth:`backward`, without forming the gradient."""
+        """``W_k ← W_k − rate ∂/∂W_k`` of the last :meth:`backward`, without forming the gradient.
+
+        Args:
+            x: the columns of that pass, (D, n).
+            rate: η > 0.
+        """
         for weight, (d, h) in zip(self.weights, self._factors(x), strict=True):
             if weight.ndim == 2:
                 weight.addmm_(d, h.mT, alpha=-rate)
@@ -223,7 +296,12 @@ class DenseNetwork:
                 weight.baddbmm_(d, h.mT, alpha=-rate)
 
     def spare(self, x: Tensor, name: str) -> Tensor:
-        """A buffer of the shape (D, n) and type of x under a name of the caller's."""
+        """A buffer of the shape (D, n) and type of x under a name of the caller's.
+
+        Args:
+            x: columns, (D, n).
+            name: of the buffer.
+        """
         kept = self._of_size(x.shape[-1]).spare
         if name not in kept or kept[name].dtype != x.dtype:
             kept[name] = torch.empty_like(x)

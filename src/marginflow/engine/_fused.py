@@ -43,6 +43,9 @@ class FusedEngine(Engine):
         perturbation_precision: ``bf16`` takes the attack's products in bfloat16. The perturbation
             stays in the ball; it is another one where the rounding flips a sign.
 
+    Attributes:
+        network: the weights as explicit products see them.
+
     Raises:
         ModelError: the network is not dense, or a step of this kind has no explicit form.
         InputError: bf16 for a network that is not of float32.
@@ -112,8 +115,7 @@ class FusedEngine(Engine):
     ) -> LossGradient:
         """The gradient on the batch (x, y); arguments as for :meth:`Engine.__call__`."""
         with multiplying(self.products), torch.no_grad():
-            z = self._perturbed(x, y, generator)
-            outputs = self.network.forward(z).mT
+            z, outputs = self._forward(x, y, generator)
             if of_log:
                 loss, margins, seeds = log_loss_slopes(self.loss, outputs, y)
             else:
@@ -148,8 +150,7 @@ class FusedEngine(Engine):
     ) -> LossGradient:
         """One step, where ``accept`` says yes to its loss."""
         with multiplying(self.products), torch.no_grad():
-            z = self._perturbed(x, y, generator)
-            outputs = self.network.forward(z).mT
+            z, outputs = self._forward(x, y, generator)
             loss, margins, seeds = loss_slopes(self.loss, outputs, y, None, count)
             if accept(loss):
                 self.network.backward(z, seeds.mT)
@@ -197,7 +198,11 @@ class FusedEngine(Engine):
         return self._captured[key]
 
     def last_gradients(self) -> tuple[Tensor, ...]:
-        """G of the last :meth:`descend`: its factors are in the buffers until the next call."""
+        """G of the last :meth:`descend`: its factors are in the buffers until the next call.
+
+        Returns:
+            one tensor a parameter, each of its shape.
+        """
         if self._last is not None:
             return self._last.last_gradients()
         if self._descended is None:
@@ -206,7 +211,13 @@ class FusedEngine(Engine):
             return self.network.gradients(self._descended)
 
     def perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``x + δ`` as the training sees it, shape of x: in :attr:`perturbation_precision`."""
+        """``x + δ`` as the training sees it, shape of x: in :attr:`perturbation_precision`.
+
+        Args:
+            x: examples, (n, …).
+            y: labels, (n,).
+            generator: serves a random start.
+        """
         with multiplying(self.products), torch.no_grad():
             return self._perturbed(x, y, generator).mT.reshape(x.shape).clone()
 
@@ -219,7 +230,11 @@ class FusedEngine(Engine):
     def reach(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Scores and ``max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F``; see :meth:`Engine.reach`."""
+        """Scores and ``max_k ‖∂z_i/∂W_k‖_F / ‖W_k‖_F``; see :meth:`Engine.reach`.
+
+        Returns:
+            both (n,).
+        """
         with multiplying(self.products), torch.no_grad():
             z = self._perturbed(x, y, generator)
             f = self.network.forward(z).mT
@@ -230,6 +245,13 @@ class FusedEngine(Engine):
             self.network.backward(z, seeds.mT)
             sizes = torch.stack([w.norm() for w in self.network.weights])
             return scores.detach(), (self.network.gradient_norms(z) / sizes).amax(dim=1)
+
+    def _forward(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The perturbed inputs as columns, (D, n), and the outputs there, (n, C)."""
+        z = self._perturbed(x, y, generator)
+        return z, self.network.forward(z).mT
 
     def _perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
         self._descended = self._last = None

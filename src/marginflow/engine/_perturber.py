@@ -1,4 +1,7 @@
-"""Perturbed inputs of dense networks, by explicit input gradients."""
+"""Perturbed inputs of dense networks, by explicit input gradients.
+
+Source: the perturbations of Eqs. (87), (89) and (91).
+"""
 
 from __future__ import annotations
 
@@ -64,12 +67,20 @@ class Perturber:
 
     @staticmethod
     def serves(attack: Attack | None) -> bool:
-        """Whether the attack asks for margins and input gradients only; a subclass may do more."""
+        """Whether the attack asks for margins and input gradients only; a subclass may do more.
+
+        Args:
+            attack: the attack, or None.
+        """
         return attack is None or type(attack) in (FGM, FGSM, PGD, FiniteSet)
 
     @staticmethod
     def in_place(attack: Attack) -> bool:
-        """Whether the attack runs in place: an ℓ∞ gradient attack on the margin."""
+        """Whether the attack runs in place: an ℓ∞ gradient attack on the margin.
+
+        Args:
+            attack: the attack.
+        """
         sign = math.isinf(attack.p) and attack.objective == "margin"
         return sign and type(attack) is not FiniteSet
 

@@ -3,6 +3,8 @@
 On some processors PyTorch's default (MKL) runs at half the speed of oneDNN, which
 ``torch.set_float32_matmul_precision("medium")`` selects. Where the processor has units of lower
 precision (AMX) the same call uses them; the choice then stays with the default.
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ _ROWS = 256
 
 @contextlib.contextmanager
 def multiplying(products: Products) -> Iterator[None]:
-    """Multiply with ``products`` inside the block; PyTorch's own setting is put back."""
+    """Multiply with ``products`` inside the block; PyTorch's own setting is put back.
+
+    Args:
+        products: the library, or None for the default.
+    """
     if products == "default":
         yield
         return
@@ -46,7 +52,7 @@ def choose_products(weight: Tensor, rows: int) -> Products:
     (and with it the last bits of a training) does not hang on noise where both are alike.
 
     Args:
-        weight: the largest matrix.
+        weight: the largest matrix, (m, D).
         rows: examples in a batch.
     """
     if (

@@ -1,4 +1,7 @@
-"""Networks of one shape trained side by side: one batched product does the work of all."""
+"""Networks of one shape trained side by side: one batched product does the work of all.
+
+Source: marginflow; each network takes the steps of Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,10 @@ class StackedEngine:
     Args:
         engines: of networks of one shape, with one loss and one attack, none of which
             :func:`stacking_refusal` refuses.
+
+    Attributes:
+        loss: that of all engines.
+        network: the stack of their networks.
 
     Raises:
         InputError: networks of different shapes.
@@ -69,19 +76,27 @@ class StackedEngine:
             return LossGradient(loss, (), margins, outputs)
 
     def descend(self, rate: float) -> None:
-        """``W ← W − rate G`` with the gradient at what was looked at last, which is not formed."""
+        """``W ← W − rate G`` with the gradient at what was looked at last, which is not formed.
+
+        Args:
+            rate: η > 0.
+        """
         self.network.descend(self._backward(), rate)
 
     def still(self) -> tuple[Tensor, ...]:
-        """V = 0, with which the first step of momentum is one along the gradient."""
+        """V = 0, with which the first step of momentum is one along the gradient.
+
+        Returns:
+            one tensor a layer, (S, outputs, inputs).
+        """
         return tuple(torch.zeros_like(weight) for weight in self.network.weights)
 
     def move(self, velocities: Sequence[Tensor], momentum: float, rate: float) -> None:
         """``V ← μ V + G``, then ``W ← W − rate V``.
 
         Args:
-            velocities: V_k, (S, fan-out, fan-in), changed in place.
-            momentum: μ.
+            velocities: V, one tensor a layer, (S, outputs, inputs); changed.
+            momentum: μ in [0, 1).
             rate: η.
         """
         self._backward()
@@ -91,6 +106,9 @@ class StackedEngine:
 
     def gradients(self) -> tuple[Tensor, ...]:
         """``G_k`` of the last step, (S, fan-out, fan-in), formed when first asked for.
+
+        Returns:
+            one tensor a layer, (S, outputs, inputs).
 
         Raises:
             RuntimeError: the engine looked at other examples since, or there was no step.
@@ -130,7 +148,11 @@ class StackPlace:
         self.index = index
 
     def last_gradients(self) -> tuple[Tensor, ...]:
-        """As :meth:`Engine.last_gradients`."""
+        """As :meth:`Engine.last_gradients`.
+
+        Returns:
+            one tensor a parameter, each of its shape.
+        """
         return tuple(g[self.index] for g in self.engine.gradients())
 
     def last_squares(self) -> list[float]:

@@ -1,4 +1,7 @@
-"""What an experiment is: the trainings that it needs, and the figure that it makes of them."""
+"""What an experiment is: the trainings that it needs, and the figure that it makes of them.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from marginflow.runs import Run
 from marginflow.training import log_spaced
 
 ScaleName = Literal["demo", "mnist", "paper"]
+"""How large a reproduction is: one of :data:`SCALES`."""
+
 SCALES: tuple[ScaleName, ...] = ("demo", "mnist", "paper")
 """The bundled digits, minutes; the real files and the paper's networks; the paper's epochs too."""
 
@@ -32,7 +37,8 @@ class Training:
     Attributes:
         name: of its folder, with the seed behind it.
         label: what it is called in the figure.
-        data, model, attack, loss, lr, batch_size, epochs, dtype: as for ``train``.
+        data, model, attack, loss, lr, batch_size, epochs, dtype: as for ``train``; the length in
+            epochs.
         measure_with: the perturbation of its measurements, if not ``attack``.
         also: more perturbations, under which its kept weights are measured when it is trained.
         keep: whether its weights are kept all the same.
@@ -84,6 +90,9 @@ class Trained:
     def records(self, attack: str | None = None) -> list[dict[str, Any]]:
         """The measurements under ``attack``, by default the one that was measured while training.
 
+        Args:
+            attack: its specification.
+
         Raises:
             RunError: nothing was measured under it.
         """
@@ -130,13 +139,22 @@ class Results:
         )
 
     def load(self, data: str) -> Dataset:
-        """The data set of a specification."""
+        """The data set of a specification.
+
+        Args:
+            data: such as ``digits:3,8``.
+        """
         return load(data, data_dir=self.data_dir)
 
 
 @dataclass(frozen=True)
 class Experiment(ABC):
-    """The settings of one figure at one scale. A subclass is one figure."""
+    """The settings of one figure at one scale. A subclass is one figure.
+
+    Attributes:
+        name: what the command line calls it.
+        title: what it shows.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -149,8 +167,16 @@ class Experiment(ABC):
 
     @abstractmethod
     def figure(self, results: Results) -> FigureData:
-        """The figure, with the claims about it judged."""
+        """The figure, with the claims about it judged.
+
+        Args:
+            results: its finished trainings.
+        """
 
     def place(self, out: str | os.PathLike[str]) -> Path:
-        """The folder of its runs below ``out``."""
+        """The folder of its runs below ``out``.
+
+        Args:
+            out: the folder of all figures.
+        """
         return Path(out) / (self.folder or self.name)

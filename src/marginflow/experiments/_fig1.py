@@ -171,6 +171,18 @@ def adversarial_and_standard(
     Both are measured under ``attack``, so their margins compare (Figure 1). The runs
     lie in ``out/adversarial`` and ``out/standard``.
 
+    Args:
+        out: the folder of both runs.
+        data: the data set.
+        model: the network.
+        attack: the perturbation of the training, and of both measurements.
+        lr: learning rate η > 0.
+        batch_size: examples in a batch.
+        epochs: passes over the data.
+        seed: of the weights and of the order of examples.
+        force: replace runs that are there.
+        progress: show a bar.
+
     Returns:
         the adversarial and the standard run.
 

@@ -1,4 +1,7 @@
-"""Figures as data: what an experiment returns and what ``report/`` draws."""
+"""Figures as data: what an experiment returns and what ``report/`` draws.
+
+Source: marginflow; the figures are those of the paper and of marginflow.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Literal
 from marginflow.theorems import Verdict
 
 Scale = Literal["linear", "log", "symlog"]
+"""How an axis is divided."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,8 @@ class Curve:
 
     Attributes:
         label: its name in the legend.
-        x, y: its points; a y of None is a gap.
-        low, high: a band around it (quantiles, seeds), or empty.
+        x, y: its points, in the units of the panel's labels; a y of None is a gap.
+        low, high: a band around it (quantiles, seeds), in the units of y, or empty.
         color: index into the palette; curves that belong together share it.
         dashed: drawn dashed, the second of a pair.
         measured: False for a prediction, drawn thin and grey, without marks.
@@ -43,7 +47,8 @@ class Panel:
         xlabel, ylabel: the axes, with their units.
         curves: the lines, in drawing order.
         xscale, yscale: the axes' scales.
-        xthreshold: where a symlog x-axis turns linear; None finds a place by its values.
+        xthreshold: where a symlog x-axis turns linear, in the units of x; None finds a place by its
+            values.
     """
 
     title: str
@@ -63,7 +68,7 @@ class Matrix:
         title: what the numbers are, with their unit.
         xlabel, ylabel: what the columns and the rows are.
         columns, rows: their names.
-        values: one row each.
+        values: one row each, in the unit that the title names.
         decimals: of every number; none is drawn from 100 on.
     """
 

@@ -1,4 +1,7 @@
-"""The numbers of a reproduction, for ``results.json`` and for the terminal."""
+"""The numbers of a reproduction, for ``results.json`` and for the terminal.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,12 @@ _KEPT = ("versions", "git_revision", "machine", "threads", "data_sha256")
 
 
 def results_of(done: Reproduction, scale: ScaleName) -> dict[str, Any]:
-    """All that a figure says, as JSON: settings, courses, claims, drawn data, origin."""
+    """All that a figure says, as JSON: settings, courses, claims, drawn data, origin.
+
+    Args:
+        done: a finished reproduction.
+        scale: at which it was made.
+    """
     figure, results = done.figure, done.results
     first = next(iter(results.trained.values()))[0].run.config
     return {
@@ -50,7 +58,7 @@ class Stored:
         scale: at which scale.
         seeds: of its trainings.
         threads: of each training; None where it is not known.
-        seconds: what its trainings took.
+        seconds: what its trainings took, in seconds.
     """
 
     figure: FigureData
@@ -62,6 +70,9 @@ class Stored:
 
 def stored_figure(path: str | os.PathLike[str]) -> Stored | None:
     """The figure of a file that holds :func:`results_of`; None where there is no such file.
+
+    Args:
+        path: a ``results.json``.
 
     Raises:
         RunError: a damaged file.
@@ -122,7 +133,11 @@ def courses(done: Reproduction) -> list[dict[str, Any]]:
 
 
 def course_lines(done: Reproduction) -> list[str]:
-    """The courses of γ̂_m in units of 10⁻³ as lines of at most 80 columns."""
+    """The courses of γ̂_m in units of 10⁻³ as lines of at most 80 columns.
+
+    Args:
+        done: a finished reproduction.
+    """
     lines = []
     for course in courses(done):
         margins: dict[str, float] = course["normalized_margin"]

@@ -1,4 +1,7 @@
-"""Run an experiment: train what is missing, on several processes, and make the figure."""
+"""Run an experiment: train what is missing, on several processes, and make the figure.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Reproduction:
         experiment: its settings.
         results: its trainings.
         figure: what came out.
-        seconds: what its trainings took, summed over all processes and sessions.
+        seconds: what its trainings took, in seconds, summed over all processes and sessions.
     """
 
     experiment: Experiment

@@ -1,4 +1,7 @@
-"""The vector field of the gradient flow: ``v(W) = −∇ ln L``, with its Jacobian."""
+"""The vector field of the gradient flow: ``v(W) = −∇ ln L``, with its Jacobian.
+
+Source: the gradient flow of Section 3.2, by the clock of marginflow.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,8 @@ class Field:
 
     Args:
         model: a network in float64; its weights are overwritten by evaluations by autograd.
-        x: examples. y: labels.
+        x: examples, (n, …).
+        y: labels −1/+1, (n,).
         loss: the loss ℓ.
         attack: δ, or None.
         derivative: ``detached`` or ``total``.
@@ -69,8 +73,12 @@ class Field:
 
     Attributes:
         closed: the closed form, or None.
-        evaluations: of v. jacobians: of its Jacobian. The last point of each is remembered.
+        evaluations: of v, whose last point is remembered.
+        jacobians: evaluations of its Jacobian, likewise.
         factorizations: of linear systems with the Jacobian, counted by the integrator.
+        parameters: the trainable ones, in the order of the vector.
+        size: N, how many numbers these are.
+        conservative: whether v is the gradient of −ln L(W) as a function of W.
     """
 
     def __init__(
@@ -122,7 +130,11 @@ class Field:
         return np.concatenate([p.detach().reshape(-1).cpu().numpy() for p in self.parameters])
 
     def write(self, w: Vector) -> None:
-        """Put the weights ``w`` into the model."""
+        """Put the weights ``w`` into the model.
+
+        Args:
+            w: (N,).
+        """
         start = 0
         with torch.no_grad():
             for p in self.parameters:
@@ -147,7 +159,11 @@ class Field:
         return last.value
 
     def velocity(self, w: Vector) -> Vector:
-        """``v`` alone, which is less work in closed form; the same memory as that of a call."""
+        """``v`` alone, which is less work in closed form; the same memory as that of a call.
+
+        Args:
+            w: weights, (N,).
+        """
         return self._evaluated(w).velocity
 
     def _evaluated(self, w: Vector) -> _Last:
@@ -178,7 +194,11 @@ class Field:
         )
 
     def potential_slope(self, w: Vector) -> Vector:
-        """``−∇ ln L`` with the derivative through δ(W): of ln L(W) itself, whatever v is."""
+        """``−∇ ln L`` with the derivative through δ(W): of ln L(W) itself, whatever v is.
+
+        Args:
+            w: weights, (N,).
+        """
         if self.conservative:
             return self.velocity(w)
         self.evaluations += 1
@@ -189,7 +209,11 @@ class Field:
         return -_vector(torch.autograd.grad(log_loss, self.parameters, materialize_grads=True))
 
     def jacobian(self, w: Vector) -> NDArray[np.float64]:
-        """``∂v/∂W``, (N, N), through δ(W) too; the last one is remembered."""
+        """``∂v/∂W``, (N, N), through δ(W) too; the last one is remembered.
+
+        Args:
+            w: weights, (N,).
+        """
         if self._last_jacobian is not None and np.array_equal(self._last_jacobian[0], w):
             return self._last_jacobian[1]
         self.jacobians += 1
@@ -210,6 +234,9 @@ class Field:
 
     def low_rank(self, w: Vector) -> LowRank:
         """The Jacobian in factors, W in the span of the first; the last one is remembered.
+
+        Args:
+            w: weights, (N,).
 
         Raises:
             TypeError: it has none (:attr:`has_low_rank`).
@@ -239,7 +266,12 @@ class Field:
         return -by_weights
 
     def curvature(self, w: Vector, u: Vector) -> Vector:
-        """``−(∇² ln L) u`` of ln L(W) as a function of W, (N,)."""
+        """``−(∇² ln L) u`` of ln L(W) as a function of W, (N,).
+
+        Args:
+            w: weights, (N,).
+            u: a direction, (N,).
+        """
         if self.closed is not None:
             return self.closed.along(w, u)
         self.write(w)

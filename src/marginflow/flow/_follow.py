@@ -1,4 +1,7 @@
-"""Following a flow from goal to goal with the integrator that its field calls for."""
+"""Following a flow from goal to goal with the integrator that its field calls for.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +97,14 @@ class Follower:
         max_evaluations: evaluations of the field after which the flow ends.
 
     Attributes:
-        state: where the flow stands. tally: what happened so far.
+        state: where the flow stands.
+        tally: what happened so far.
         notes: which integrator was chosen when, and why, in words.
         ended: why the flow can go no further, or "" while it can.
+        layers: norms of the layers of a weight vector.
+        watch: counts into ``tally``.
+        loss_jumps: whether ln L itself jumps.
+        stopping: asked after every step; True ends :meth:`advance`.
     """
 
     def __init__(
@@ -141,7 +149,15 @@ class Follower:
     def advance(
         self, goals: Sequence[Goal], on_step: Callable[[State], None] = lambda state: None
     ) -> bool:
-        """Go on to the first of the goals; False if the flow ended (:attr:`ended`) or was stopped."""
+        """Go on to the first of the goals; False if the flow ended (:attr:`ended`) or was stopped.
+
+        Args:
+            goals: where to stop.
+            on_step: called with the state after every accepted step.
+
+        Raises:
+            DivergedError: ln L is no finite number.
+        """
 
         def noted(state: State, value: FieldValue) -> None:
             if not math.isfinite(value.log_loss):
@@ -197,7 +213,12 @@ class Follower:
         }
 
     def restore(self, w: Vector, snapshot: dict[str, Any]) -> None:
-        """Continue from a snapshot and its weights."""
+        """Continue from a snapshot and its weights.
+
+        Args:
+            w: the weights, (N,).
+            snapshot: what :meth:`snapshot` gave.
+        """
         state = dict(snapshot["state"])
         if state["log_tl"] is None:
             state["log_tl"] = -math.inf

@@ -1,4 +1,7 @@
-"""Whether the field jumps: found by bisection, not by the names of layers and attacks."""
+"""Whether the field jumps: found by bisection, not by the names of layers and attacks.
+
+Source: Assumption 2 (δ locally Lipschitz), measured.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Jumps:
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The jumps in words, for people."""
         if self.loss:
             return f"ln L itself jumps (by {self.loss:.1e} at one place)"
         if self.field:
@@ -73,6 +76,11 @@ def jumps_between(field: Field, a: Vector, b: Vector) -> Jumps:
     """The largest jumps of v and of ln L that halving the segment from ``a`` to ``b`` leaves.
 
     92 evaluations of the field.
+
+    Args:
+        field: the field.
+        a: weights, (N,), the start of the segment.
+        b: weights, (N,), its end.
     """
     found = [_bisect(field, a, b, of) for of in ("loss", "field")]
     return _above_rounding(max(f for f, _ in found), max(loss for _, loss in found))

@@ -1,4 +1,7 @@
-"""Where a flow stands: the weights, the clock and what was met on the way."""
+"""Where a flow stands: the weights, the clock and what was met on the way.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from marginflow.flow._field import Field, FieldValue, Vector
 from marginflow.homogeneity import Homogeneity
 
 Method = Literal["stiff", "runge-kutta", "steps"]
+"""The integrators: implicit, explicit of high order, explicit normalised steps."""
 
 _ROUNDING = 1e-12  # a relative fall of ℓ/ρ below it is not one
 
@@ -47,7 +51,7 @@ class State:
 
     @property
     def log_norm(self) -> float:
-        """``ln ‖W‖``."""
+        """``ln ‖W‖``, W all weights as one vector."""
         return math.log(float(np.linalg.norm(self.w)))
 
 
@@ -64,7 +68,8 @@ class Tally:
     """What happened on the accepted steps so far.
 
     Attributes:
-        steps: accepted steps. rejected: steps taken again, smaller.
+        steps: accepted steps.
+        rejected: steps taken again, smaller.
         separated_steps: accepted steps since separation.
         falls, largest_fall: of these, on how many ℓ/ρ fell, and the largest relative fall.
         falls_by_total, largest_fall_by_total: the same of ℓ/‖W‖^K.
@@ -73,6 +78,7 @@ class Tally:
         jumps: discontinuities of the field that were searched for and found.
         corrections: per layer, what explicit steps added to ``‖W_k‖²`` beyond the flow's own growth.
         sliding: whether the flow runs along a surface of discontinuity.
+        last: ln of ℓ/ρ, of ℓ/‖W‖^K and of γ̂_m at the last step since separation; else empty.
     """
 
     steps: int = 0

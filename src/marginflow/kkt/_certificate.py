@@ -87,7 +87,8 @@ class Certificate:
         cosine_gap: ``1 − cos β``, accurate however small.
         self_check: ``r² + K Σ λ_i m_i/‖W‖²`` in matching units, 1 for the best multipliers: r from
             the residual vector, the rest from the margins.
-        solver_gap: the largest violated optimality condition of the best multipliers, as a cosine.
+        solver_gap: the largest violated optimality condition of the best multipliers, as a cosine ≥
+            0.
         margins: m_i, (n,); those left out too (``fitted_only``), which are not positive.
         norm: ``‖W‖``.
         order: K.
@@ -123,7 +124,11 @@ class Certificate:
 
     @property
     def fitted(self) -> Tensor:
-        """The indices of the examples that are certified: those with ``m_i > 0``, ascending."""
+        """The indices of the examples that are certified: those with ``m_i > 0``, ascending.
+
+        Returns:
+            (k,), int64, k ≤ n.
+        """
         return torch.nonzero(self.margins > 0).squeeze(1)
 
     @property
@@ -263,7 +268,7 @@ def kkt_certificate(
         attack: the perturbation δ, or its specification; None certifies the clean margins.
         loss: ``exponential`` or ``logistic``, of the margin: its slopes weigh the paper's multipliers.
         tau: multipliers are allowed where ``m_i ≤ (1 + τ) m_min``, τ ≥ 0; ``math.inf`` allows all.
-        taus: where to evaluate the curve; by default 0 and where the k-th example comes
+        taus: where to evaluate the curve, each τ ≥ 0; by default 0 and where the k-th example comes
             in, k log-spaced up to everything.
         derivative: ``total`` differentiates through δ(W), as Theorem 5 needs; ``detached`` holds δ
             fixed. Both agree where δ is an exact inner maximum or made of signs.
@@ -285,6 +290,14 @@ def kkt_certificate(
         NotHomogeneousError: the network is not multi-homogeneous.
         ModelError: a zero layer, margins that are not finite.
         DataError: labels or shapes that do not fit.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = mf.attacks.ExactLinear(2, eps=0.1)
+        >>> flow = mf.gradient_flow("deep-linear:4", data, attack=attack, log_time=100)
+        >>> mf.kkt_certificate(flow.model, data.x, data.y, attack).residual < 0.05
+        True
     """
     attack = build(attack)
     tau = _tau("tau", tau)

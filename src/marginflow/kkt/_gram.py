@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
+from marginflow.distributed import Team, current
 from marginflow.kkt._problem import Problem, Rows
 
 _SLAB = 512
@@ -57,6 +58,10 @@ class Engine(ABC):
     def inner(self, left: Any, right: Any) -> Tensor:
         """``⟨∂m_i, ∂m_j⟩`` for rows i of ``left`` and j of ``right``."""
 
+    @abstractmethod
+    def gathered(self, own: Any, team: Team, r: int) -> Any:
+        """The features of ``r`` rows from those that each process has of its own."""
+
     def gram(self, rows: Rows, memory: int) -> Tensor:
         """The Gram matrix of the rows, (r, r), float64, on the CPU.
 
@@ -69,11 +74,11 @@ class Engine(ABC):
         # Most of the memory for the block that stays: the others are formed anew for each such block.
         held, passing = (max(1, memory * share // (8 * self.bytes_per_row)) for share in (7, 1))
         for here, some in rows.parts(held):
-            left = self.features(some)
-            gram[here, here] = self.inner(left, left).cpu()
+            own, left = self._features(some)
+            gram[here, here] = _whole(self.inner(own, left), len(some))
             for there, others in rows.take(slice(0, here.start)).parts(passing):
                 part = slice(there.start, min(there.stop, here.start))
-                block = self.inner(left, self.features(others)).cpu()
+                block = _whole(self.inner(own, self._features(others)[1]), len(some))
                 gram[here, part] = block
                 gram[part, here] = block.T
         return gram
@@ -83,10 +88,19 @@ class Engine(ABC):
         found = torch.empty((len(rows), len(others)), dtype=torch.float64)
         size = max(1, memory // (2 * 8 * self.bytes_per_row))
         for here, some in rows.parts(size):
-            left = self.features(some)
+            own, _ = self._features(some)
             for there, part in others.parts(size):
-                found[here, there] = self.inner(left, self.features(part)).cpu()
+                found[here, there] = _whole(self.inner(own, self._features(part)[1]), len(some))
         return found
+
+    def _features(self, rows: Rows) -> tuple[Any, Any]:
+        """Those of this process's rows, and those of all; the same where it works alone."""
+        team = current()
+        if team is None:
+            features = self.features(rows)
+            return features, features
+        own = self.features(rows.take(team.rows(len(rows))))
+        return own, self.gathered(own, team, len(rows))
 
 
 class GradientEngine(Engine):
@@ -101,6 +115,10 @@ class GradientEngine(Engine):
     def features(self, rows: Rows) -> Tensor:
         """``∂m_i/∂W``, (r, number of weights)."""
         return self.problem.gradients(rows)
+
+    def gathered(self, own: Tensor, team: Team, r: int) -> Tensor:
+        """The gradients of all rows."""
+        return team.gather(own, r)
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """The product of the gradient matrices."""
@@ -164,6 +182,13 @@ class LayerEngine(Engine):
             for layers in map(list, zip(*parts, strict=True))
         ]
 
+    def gathered(self, own: list[_Layer], team: Team, r: int) -> list[_Layer]:
+        """Inputs and signals of all rows."""
+        return [
+            _Layer(layer.module, team.gather(layer.inputs, r), team.gather(layer.signals, r), None)
+            for layer in own
+        ]
+
     def inner(self, left: list[_Layer], right: list[_Layer]) -> Tensor:
         """The layers' shares, added up."""
         total = left[0].inputs.new_zeros((len(left[0].inputs), len(right[0].inputs)))
@@ -210,6 +235,12 @@ class LayerEngine(Engine):
             _Layer(module, a, signal, h.detach())
             for module, a, signal, h in zip(calls, inputs, signals, outputs, strict=True)
         ]
+
+
+def _whole(block: Tensor, r: int) -> Tensor:
+    """The block of ``r`` rows, on the CPU, from the part that this process has of it."""
+    team = current()
+    return (block if team is None else team.gather(block, r)).cpu()
 
 
 @dataclass(frozen=True, eq=False)

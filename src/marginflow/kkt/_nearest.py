@@ -27,6 +27,8 @@ _MOST_WEIGHTS = 2000
 class NearestKKTPoint:
     """A KKT point of ``min ½‖W‖² s.t. m_i(W) ≥ 1`` near the direction of a network.
 
+    Source: Theorem 5 and Definition 3.
+
     Attributes:
         model: a float64 copy of the network at the point found, with smallest margin 1.
         residual: the relative residual r of the point, of multipliers on its tied smallest margins.
@@ -55,7 +57,7 @@ class NearestKKTPoint:
         return self.margin / self.margin_before - 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The numbers of the point, for JSON."""
         return {
             "residual": self.residual,
             "margin": self.margin,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import choice, whole
 from marginflow.attacks import FGSM, Attack, Derivative, ExactLinear, FiniteSet
+from marginflow.distributed import RowsGenerator, current
 from marginflow.errors import DataError, InputError, ModelError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity
 from marginflow.kkt._kinks import Kinks
@@ -198,7 +199,7 @@ class Problem:
 
         With ``fitted_only`` examples without a positive margin have the weight 0, and no row.
         """
-        like, n = self.parameters[0], len(self.y)
+        like, n, team = self.parameters[0], len(self.y), current()
         generator = torch.Generator().manual_seed(self.seed)
         gradient = torch.zeros_like(self.weights)
         reference = -torch.inf
@@ -207,29 +208,43 @@ class Problem:
         for start in range(0, n, self.batch_size):
             part = slice(start, start + self.batch_size)
             x, y = self.x[part].detach().to(like), self.y[part].to(like.device)
-            examples = torch.arange(start, start + len(y))
-            z = x + self._delta(x, y, examples, generator)
+            examples, size = torch.arange(start, start + len(y)), len(y)
+            rows, counts, source = slice(0, size), True, generator
+            if team is not None:
+                rows, counts = team.rows(size), team.counts(size)
+                source = RowsGenerator.of(generator, rows, size)
+                x, y, examples = x[rows], y[rows], examples[rows]
+            z = x + self._delta(x, y, examples, source)
+            generator.set_state(source.get_state())
             outputs = self.model(z)
             m = margins_of(outputs, y)
-            if not bool(torch.isfinite(m).all()):
+            whole = m.detach() if team is None else team.gather(m.detach(), size)
+            if not bool(torch.isfinite(whole).all()):
                 raise ModelError("the margins are not finite; check the weights and the data")
             # A running maximum as reference: one pass, and nothing over- or underflows.
-            log_slopes = loss.log_slopes(m.detach())
-            left_out = (m.detach() <= 0) & fitted_only
+            log_slopes = loss.log_slopes(whole)
+            left_out = (whole <= 0) & fitted_only
             log_slopes = log_slopes.masked_fill(left_out, -torch.inf)
-            margins.append(m.detach().cpu())
+            margins.append(whole.cpu())
             slopes.append(log_slopes.cpu())
             if bool(left_out.all()):
                 continue
             greater = max(reference, float(log_slopes.max()))
             gradient *= torch.exp(gradient.new_tensor(reference - greater))
             reference = greater
-            gradient += self._gradient((torch.exp(log_slopes - reference) * m).sum())
+            left_out, log_slopes = left_out[rows] | (not counts), log_slopes[rows]
+            if not bool(left_out.all()):
+                gradient += self._gradient((torch.exp(log_slopes - reference) * m).sum())
             rivals = _rivals(outputs.detach(), y)
             sides = torch.empty((len(y), 0, 2), dtype=torch.int64, device=like.device)
             found = Rows(examples.to(like.device), x, z.detach(), y, rivals, m.detach(), sides)
             found = found.take(~left_out)
             nearest = found if nearest is None else Rows.joined([nearest, found])
+            nearest = nearest.take(torch.argsort(nearest.values, stable=True)[:keep])
+        if team is not None and nearest is not None:
+            (gradient,) = team.total([gradient])
+            nearest = Rows(*(team.collect(column) for column in nearest._columns()))
+            nearest = nearest.take(torch.argsort(nearest.examples))
             nearest = nearest.take(torch.argsort(nearest.values, stable=True)[:keep])
         if nearest is None:
             raise InputError(
@@ -297,10 +312,14 @@ class Problem:
         """``Σ_i λ_i ∂m_i/∂W``, flat, by one backward pass."""
         total = torch.zeros_like(self.weights)
         used = torch.nonzero(multipliers).squeeze(1)
-        multipliers = multipliers[used].to(total)
-        for part, some in rows.take(used.to(total.device)).parts(self.batch_size):
+        multipliers, rows = multipliers[used].to(total), rows.take(used.to(total.device))
+        team = current()
+        if team is not None:
+            own = team.rows(len(rows)) if team.counts(len(rows)) else slice(0, 0)
+            multipliers, rows = multipliers[own], rows.take(own)
+        for part, some in rows.parts(self.batch_size):
             total += self._gradient((multipliers[part] * self.margins(some)).sum())
-        return total
+        return total if team is None else team.total([total])[0]
 
     def slopes(self, rows: Rows, direction: Tensor) -> Tensor:
         """``⟨∂m_i/∂W, direction⟩``, (r,), on the CPU.
@@ -310,6 +329,9 @@ class Problem:
         """
         sizes = [p.numel() for p in self.parameters]
         slopes = []
+        team, r = current(), len(rows)
+        if team is not None:
+            rows = rows.take(team.rows(r))
         for _, some in rows.parts(self.batch_size):
             margins = self.margins(some)
             v = torch.zeros_like(margins, requires_grad=True)
@@ -319,7 +341,7 @@ class Problem:
             parts = zip(gradients, torch.split(direction, sizes), strict=True)
             along = torch.stack([g.reshape(-1) @ d for g, d in parts]).sum()
             slopes.append(torch.autograd.grad(along, v)[0].cpu())
-        return torch.cat(slopes)
+        return torch.cat(slopes) if team is None else team.gather(torch.cat(slopes), r)
 
     def gradients(self, rows: Rows) -> Tensor:
         """``∂m_i/∂W`` of each row, (r, number of weights), one backward pass each."""

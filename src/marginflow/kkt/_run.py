@@ -1,4 +1,7 @@
-"""The certificate of a recorded run: its network, data and attack put together, and kept on disk."""
+"""The certificate of a recorded run: its network, data and attack put together, and kept on disk.
+
+Source: Theorem 5 and Definition 3, for a run.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from marginflow._checks import choice
 from marginflow.attacks import Attack, Derivative, build, check_budget
 from marginflow.datasets import Dataset
+from marginflow.distributed import first
 from marginflow.errors import InputError, RunError, SpecificationError
 from marginflow.homogeneity import measure_homogeneity
 from marginflow.kkt._certificate import Certificate, kkt_certificate
@@ -56,7 +60,11 @@ class RunCertificate:
 
     @property
     def shown(self) -> Tensor:
-        """Places in the support of the at most 64 largest positive multipliers, largest first."""
+        """Places in the support of the at most 64 largest positive multipliers, largest first.
+
+        Returns:
+            (k,), int64, k ≤ 64.
+        """
         multipliers = self.certificate.multipliers
         order = torch.argsort(multipliers, descending=True, stable=True)[:SHOWN]
         return order[multipliers[order] > 0]
@@ -78,11 +86,15 @@ class RunCertificate:
             "nearest": None if self.nearest is None else self.nearest.as_dict(),
         }
 
+    @first
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``certificate.json`` into ``folder``, and the inputs of :attr:`shown` beside it.
 
         The inputs go first, under a name made of their hash, which the JSON file carries: whenever
         this is interrupted, the earlier certificate is still there, whole.
+
+        Args:
+            folder: the run directory.
 
         Returns:
             the path of ``certificate.json``.
@@ -124,9 +136,9 @@ class SavedCertificate:
 
     Attributes:
         content: ``certificate.json``.
-        clean: inputs x_i by example, of the largest multipliers, largest first; empty where the
-            file with them is gone.
-        adversarial: ``x_i + δ_i`` likewise.
+        clean: inputs x_i by example, each of its shape, of the largest multipliers, largest first;
+            empty where the file with them is gone.
+        adversarial: ``x_i + δ_i`` likewise, of the same shapes.
     """
 
     content: Mapping[str, Any]
@@ -136,6 +148,9 @@ class SavedCertificate:
 
 def read_certificate(folder: str | os.PathLike[str]) -> SavedCertificate | None:
     """The certificate in a run directory, or None where there is none.
+
+    Args:
+        folder: the run directory.
 
     Raises:
         RunError: a damaged file, or one of a newer format.

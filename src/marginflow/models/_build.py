@@ -1,4 +1,7 @@
-"""Networks from specification strings and from their recorded configuration."""
+"""Networks from specification strings and from their recorded configuration.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The matrices of a deep linear network."""
+"""The matrices of a deep linear network.
+
+Source: the deep linear networks of Section 3.1.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,12 @@ _LINEAR_FORWARD = tuple(
 
 def linear_layers(model: nn.Module) -> tuple[Tensor, ...]:
     """The matrices W_1, …, W_L of a deep linear network in float64, in the order of their use.
+
+    Args:
+        model: the network; biases and activations are refused.
+
+    Returns:
+        W_k of shape (outputs, inputs).
 
     Raises:
         ModelError: any other network: a bias, an activation, a convolution, shared weights,

@@ -1,4 +1,7 @@
-"""Bias-free homogeneous networks: dense, deep linear, and the paper's convolutional one."""
+"""Bias-free homogeneous networks: dense, deep linear, and the paper's convolutional one.
+
+Source: the networks of Eq. (2) and of Appendix C.1.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ class SquaredReLU(nn.Module):
     """``max(u, 0)²``, of degree 2: the first layers of a deep network get degrees 4, 2, 1 …."""
 
     def forward(self, u: Tensor) -> Tensor:
-        """``max(u, 0)²``, elementwise."""
+        """``max(u, 0)²``, elementwise.
+
+        Args:
+            u: of any shape.
+
+        Returns:
+            of the same shape.
+        """
         return torch.relu(u).square()
 
 
@@ -29,10 +39,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "squared-relu": SquaredReLU,
 }
+"""What makes an activation of each name; all are positively homogeneous, squared ReLU of degree 2."""
 
 
 class Network(nn.Sequential):
     """A sequential network that knows how it was built.
+
+    Args:
+        modules: in the order of their use; each gets a name such as ``linear1``.
 
     Attributes:
         config: the factory's name and arguments, enough to build the network again
@@ -77,6 +91,10 @@ def mlp(*widths: int, activation: str = "relu", seed: int | None = None) -> Netw
 
 def deep_linear(*widths: int, seed: int | None = None) -> Network:
     """A deep linear network ``f(x) = W_L ⋯ W_1 x`` (Section 3.1): :func:`mlp` without activation.
+
+    Args:
+        widths: numbers of features of input, hidden layers and output.
+        seed: as in :func:`mlp`.
 
     Raises:
         InputError: fewer than two widths, or one below 1.

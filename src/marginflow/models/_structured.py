@@ -77,6 +77,13 @@ def predictor(network: nn.Module, features: int) -> Tensor:
 
     Shape (features,). Read off the outputs at the unit vectors, so it serves any module
     that is linear in its input.
+
+    Args:
+        network: any module that is linear in its input, with one output.
+        features: d, the number of its inputs.
+
+    Returns:
+        (d,), float64, on the CPU.
     """
     like = next(network.parameters())
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Weights from files, and into a network: all of them or none."""
+"""Weights from files, and into a network: all of them or none.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, wrapped: bo
 
     Args:
         model: changed.
-        weights: by name.
+        weights: by name, each of the shape of the model's own.
         wrapped: also take weights whose names have one of the usual prefixes of wrappers (``module.``,
             ``model.`` …) before the model's own, as ``DataParallel`` and Lightning save them.
 
@@ -64,6 +67,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Reading runs no code: ``torch.load(weights_only=True)``. Of a checkpoint that holds more, the entry
     ``state_dict``, ``model_state_dict`` or ``model`` is taken.
+
+    Args:
+        path: the file.
+
+    Returns:
+        by name, each of the shape that it was saved with, on the CPU.
 
     Raises:
         InputError: no such file, a damaged one, or one that holds no weights or objects beside them.

@@ -22,6 +22,7 @@ from marginflow._checks import whole
 from marginflow.attacks import Attack, check_budget
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset
+from marginflow.distributed import current
 from marginflow.errors import InputError, ModelError, NotHomogeneousError, RunError
 from marginflow.homogeneity import Homogeneity, evaluation_mode, measure_homogeneity
 from marginflow.losses import Loss, check_labels, get_loss
@@ -70,6 +71,8 @@ class Monitor:
     the alarm of catastrophic overfitting; :attr:`left_out` says what is missing and why, and so do
     a warning in the log, ``run.json`` and the report.
 
+    Source: marginflow; the normalised margins are those of Section 3.2.
+
     Args:
         model: the network; wrappers of ``torch.compile``, ``DataParallel`` and
             ``DistributedDataParallel`` are taken off.
@@ -108,6 +111,17 @@ class Monitor:
     Attributes:
         records: all measurements so far, oldest first.
         left_out: why some quantities are not measured, by their names; empty for homogeneous networks.
+        active: whether this process measures: in a distributed loop, the process of rank 0 alone.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> model = mf.models.mlp(6, 8, 1, seed=0).double()
+        >>> monitor = mf.Monitor(model, data, mf.attacks.FGSM(eps=0.05))
+        >>> for epoch in range(3):
+        ...     _ = monitor.measure(epoch)  # after an epoch of anybody's training
+        >>> [record["step"] for record in monitor.records]
+        [0, 1, 2]
     """
 
     def __init__(
@@ -168,9 +182,11 @@ class Monitor:
             else [layer.name for layer in self.homogeneity.layers]
         )
         self.records = Metrics(layers=list(names))
-        # In a distributed loop every process calls, and one measures.
+        # In somebody's distributed loop every process calls, and one measures; those that were
+        # joined divide the examples.
         group = torch.distributed
-        self.active = not (group.is_available() and group.is_initialized() and group.get_rank() > 0)
+        follows = group.is_available() and group.is_initialized() and group.get_rank() > 0
+        self.active = current() is not None or not follows
         if homogeneity is None:
             self._try()
         if reason:

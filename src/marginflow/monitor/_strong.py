@@ -1,4 +1,7 @@
-"""The stronger attack beside the measured one, on a few examples: the alarm of catastrophic overfitting."""
+"""The stronger attack beside the measured one, on a few examples: the alarm of catastrophic overfitting.
+
+Source: Wong, Rice & Kolter (2020), as in :mod:`marginflow.overfitting`.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,12 @@ def overfitting_of(records: Sequence[Mapping[str, Any]]) -> Overfitting | None:
     """What :func:`detect_overfitting` says of the records that have both accuracies.
 
     Its slack is 0.05, or 1/√n where that is more: twice what n examples scatter by chance.
+
+    Args:
+        records: those of a monitor with ``strong``, oldest first.
+
+    Returns:
+        the flagged measurement, or None.
     """
     sides = {
         name: [

@@ -30,6 +30,10 @@ _STEPS = 100
 def one_layer_norm(log_time: npt.ArrayLike, *, slope: float, start: float) -> Array:
     """``ρ(t) = ln(e^{gρ₀} + g² t)/g`` of a one-layer network.
 
+    Of the shape of the times.
+
+    Source: marginflow, from the flow of Section 3.1.
+
     Args:
         log_time: ln t, any shape; −∞ for t = 0.
         slope: g > 0, the margin per unit of norm.
@@ -49,6 +53,10 @@ def one_layer_norm(log_time: npt.ArrayLike, *, slope: float, start: float) -> Ar
 
 def two_layer_norm(log_time: npt.ArrayLike, *, slope: float, start: float) -> Array:
     """``ρ(t)`` with ``Ei(gρ(t)) = Ei(gρ₀) + 2 g t``, of a balanced two-layer network's product.
+
+    Of the shape of the times.
+
+    Source: marginflow, from the flow of Section 3.1.
 
     Args:
         log_time: ln t, any shape; −∞ for t = 0.

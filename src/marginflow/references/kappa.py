@@ -33,7 +33,7 @@ class Kappa:
         lower, upper: ``lower ≤ κ ≤ upper``; equal where κ is exact.
         exact: whether the facets of the polytope were enumerated.
         spans: whether the projected support vectors span ū⊥; if not, κ ≤ 0.
-        support: indices of the support vectors.
+        support: indices of the support vectors, shape (k,).
     """
 
     lower: float

@@ -57,7 +57,7 @@ class PredictorLimit:
 
     Attributes:
         weights: w, shape (d,), with ``min_i y_i <w, x_i> − ε‖w‖_q = 1``; zeros if infeasible.
-        direction: ``w/‖w‖₂``.
+        direction: ``w/‖w‖₂``, shape (d,).
         quasi_norm: ``‖w‖_{2/L}`` or ``‖ŵ‖_{2/L}`` (unitary DFT; all d frequencies count).
         margin: ``1/quasi_norm``, the adversarial margin of the unit-cost predictor.
         gap: for L <= 2 the relative primal–dual gap. For L > 2 the same gap of the convex problem
@@ -67,7 +67,7 @@ class PredictorLimit:
             to the largest modulus).
         multipliers: α, shape (n,), >= 0, sum 1.
         feasible: whether eps is below ``largest_eps``.
-        largest_eps: as for the robust SVM: ``max_{‖u‖_q=1} min_i y_i <u, x_i>``.
+        largest_eps: as for the robust SVM, in the units of x: ``max_{‖u‖_q=1} min_i y_i <u, x_i>``.
         advice: empty if all is well, else what to do.
     """
 
@@ -128,6 +128,20 @@ def convolutional_limit(
 
     Arguments and errors are those of :func:`diagonal_limit`; with ``start``, frequencies at 0 stay
     at 0.
+
+    Args:
+        x: shape (n, d).
+        y: labels −1 or +1, shape (n,).
+        depth: L >= 1.
+        eps: radius of the perturbations, in the units of x.
+        p: exponent of their norm, in [1, ∞].
+        start: for L > 2 only, a predictor of shape (d,) with positive adversarial margins to
+            descend from.
+
+    Raises:
+        DataError: bad shapes, labels, NaN or infinity.
+        InputError: depth, eps or p out of range, a start for L <= 2 or without positive margins.
+        MissingDependencyError: cvxpy or Clarabel is not installed.
     """
     basis, groups = real_fourier(signed_examples(x, y).shape[1])
     return _limit(x, y, depth_of(depth), budget(eps), exponent(p), start, basis, groups)

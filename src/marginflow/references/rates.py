@@ -64,7 +64,8 @@ class Residual:
         direction: ū, shape (d,).
         margin: γ_m.
         support: the indices in S.
-        shares: ``e^{−<w⊥*, P⊥ z_i>}/C``, shape (|S|,): the SVM's multipliers, scaled to sum 1.
+        shares: ``e^{−<w⊥*, P⊥ z_i>}/C``, shape (k,), k = |S|: the SVM's multipliers, scaled to sum
+            1.
         spans: whether the P⊥ z_i span all d − 1 dimensions across ū.
         examples: n.
     """
@@ -125,6 +126,10 @@ def w_perp(x: npt.ArrayLike, y: npt.ArrayLike) -> Residual:
 def limit_angle_times_log_time(residual: Residual, eps: float) -> float:
     """``lim angle(w(t), ū) · ln t = ‖w⊥*‖ (γ_m − ε)``, in radians.
 
+    Args:
+        residual: what :func:`w_perp` gave.
+        eps: radius of the ℓ2 perturbations, in the units of x.
+
     Raises:
         InputError: eps outside [0, γ_m), a residual that has not converged, or eps = 0 with
             support vectors that do not span the space (the limit then depends on the start).
@@ -135,6 +140,10 @@ def limit_angle_times_log_time(residual: Residual, eps: float) -> float:
 def memory_exponent(residual: Residual, eps: float) -> float:
     """The power −ε/(γ_m − ε) of ln t with which the start is forgotten off the support's span.
 
+    Args:
+        residual: what :func:`w_perp` gave.
+        eps: radius of the ℓ2 perturbations, in the units of x.
+
     Raises:
         InputError: eps outside [0, γ_m).
     """
@@ -143,6 +152,8 @@ def memory_exponent(residual: Residual, eps: float) -> float:
 
 def predicted_angle(residual: Residual, eps: float, log_time: npt.ArrayLike) -> Array:
     """``arctan(‖w⊥*‖/a(t))`` with a(t) to o(1), in radians; b° (the start) counts as forgotten.
+
+    Of the shape of the times.
 
     Args:
         residual: of :func:`w_perp`.

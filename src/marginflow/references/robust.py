@@ -42,9 +42,10 @@ class RobustSVM:
         eps: their radius, in the units of x.
         feasible: whether ``eps < largest_eps``; if not, ``weights`` and ``direction`` are zeros,
             ``margin`` and ``dual_value`` 0.0, ``gap`` infinite.
-        largest_eps: the least budget that makes the problem infeasible, Eq. (143).
+        largest_eps: the least budget that makes the problem infeasible, Eq. (143), in the units of
+            x.
         weights: w, shape (d,), with ``min_i y_i <w, x_i> − ε‖w‖_q = 1``.
-        direction: ``w/‖w‖₂``.
+        direction: ``w/‖w‖₂``, shape (d,).
         margin: ``1/‖w‖₂ = min_i y_i <u, x_i> − ε‖u‖_q`` at u = direction.
         dual_value: ``‖Σ α_i y_i x_i − δ‖₂ >= margin``, the distance from a point of the hull of
             the signed examples to a point of the ball ``‖δ‖_p <= ε``.
@@ -79,7 +80,7 @@ def robust_svm(x: npt.ArrayLike, y: npt.ArrayLike, eps: float, *, p: float) -> R
     Args:
         x: shape (n, d).
         y: labels −1 or +1, shape (n,).
-        eps: radius of the perturbations, >= 0.
+        eps: radius of the perturbations, >= 0, in the units of x.
         p: their exponent, in [1, ∞].
 
     Raises:
@@ -120,6 +121,11 @@ def largest_feasible_eps(x: npt.ArrayLike, y: npt.ArrayLike, *, p: float) -> flo
     """The budget ``max_{‖u‖_q=1} min_i y_i <u, x_i>`` (Eq. 143) below which ε must stay.
 
     In the units of x; 0.0 for data that are not separable through the origin.
+
+    Args:
+        x: shape (n, d).
+        y: labels −1 or +1, shape (n,).
+        p: exponent of the perturbations' norm, in [1, ∞].
 
     Raises:
         DataError: bad shapes, labels, NaN or infinity.

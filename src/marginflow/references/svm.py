@@ -88,7 +88,7 @@ def max_margin(x: npt.ArrayLike, y: npt.ArrayLike, *, p: float = 2.0) -> MaxMarg
     Args:
         x: shape (n, d).
         y: labels −1 or +1, shape (n,).
-        p: in [1, ∞].
+        p: exponent of the distance's norm, in [1, ∞].
 
     Raises:
         DataError: bad shapes, labels, NaN or infinity.

@@ -1,4 +1,7 @@
-"""One run, or several beside each other, as a figure."""
+"""One run, or several beside each other, as a figure.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Figures from their data, with matplotlib. Nothing here touches pyplot or leaves settings behind."""
+"""Figures from their data, with matplotlib. Nothing here touches pyplot or leaves settings behind.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def draw(figure: FigureData, *, width_inches: float = 9.0, theme: ThemeName = "l
 
     Args:
         figure: what to draw; at least one panel.
-        width_inches: width of the figure, which also decides the number of columns.
+        width_inches: width of the figure in inches, which also decides the number of columns.
         theme: ``light`` or ``dark``; colours for all kinds of colour vision.
 
     Returns:

@@ -1,4 +1,7 @@
-"""All reproduced figures on one page, each with its claims judged."""
+"""All reproduced figures on one page, each with its claims judged.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The report: one HTML file that needs no network, no script and no other file."""
+"""The report: one HTML file that needs no network, no script and no other file.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

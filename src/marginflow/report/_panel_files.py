@@ -1,4 +1,7 @@
-"""The figures of runs as files of their own, for a paper."""
+"""The figures of runs as files of their own, for a paper.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Drawn figures as files: SVG, PNG, PDF."""
+"""Drawn figures as files: SVG, PNG, PDF.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the runs say, in one sentence with its numbers, and what has to be said beside it."""
+"""What the runs say, in one sentence with its numbers, and what has to be said beside it.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,9 @@ def statement(runs: Sequence[Run]) -> str:
 
     Runs that were measured under different perturbations or on different data are told
     of one by one, and the sentence says that they do not compare.
+
+    Args:
+        runs: one run, or those that are compared.
 
     Raises:
         InputError: no runs.

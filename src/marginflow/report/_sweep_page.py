@@ -1,4 +1,7 @@
-"""The page of a sweep: what came out of each trial, against what was swept; who failed, and why."""
+"""The page of a sweep: what came out of each trial, against what was swept; who failed, and why.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,11 @@ def write_sweep(sweep: Sweep, path: Path) -> Path:
 
 
 def sweep_statement(sweep: Sweep) -> str:
-    """How many trials ended well, and which has the largest margin."""
+    """How many trials ended well, and which has the largest margin.
+
+    Args:
+        sweep: the sweep.
+    """
     done, failed, count = len(sweep.finished), len(sweep.failed), len(sweep.trials)
     parts = [f"{done} of {count} trials finished"]
     if failed:
@@ -97,7 +104,11 @@ def sweep_statement(sweep: Sweep) -> str:
 
 
 def sweep_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
-    """The finished trials as text: a header, and one row a trial, in the order of the sweep."""
+    """The finished trials as text: a header, and one row a trial, in the order of the sweep.
+
+    Args:
+        sweep: the sweep.
+    """
     trials = sweep.finished
     exponent = margin_exponent([number(trial.final, "normalized_margin") for trial in trials])
     header = [

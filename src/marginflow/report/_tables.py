@@ -1,4 +1,7 @@
-"""The tables of runs, as text: what came out, on the way, layer by layer, and with which settings."""
+"""The tables of runs, as text: what came out, on the way, layer by layer, and with which settings.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,9 @@ def comparison_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
     Gradient flows have one perturbation and no epochs, but ln t, ℓ/ρ, ρ γ̂_m / ln t,
     1 + cos(W, ∇L) and an end; with training runs beside them there are the columns of both.
+
+    Args:
+        runs: two or more, in the order of the columns.
 
     Raises:
         InputError: no runs.

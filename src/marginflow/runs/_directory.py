@@ -4,6 +4,8 @@ run.json                     configuration, versions, hash of the data, format v
 metrics.jsonl                one line per measurement
 checkpoints/step-….safetensors (+ .json)
     trajectory/step-….safetensors     the weights at each measurement, where they are kept
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from marginflow.distributed import first
 from marginflow.errors import RunError
 from marginflow.runs._files import (
     append_durably,
@@ -34,6 +37,8 @@ from marginflow.runs._files import (
 )
 
 FORMAT_VERSION = 1
+"""Of run directories: one of a newer format is refused."""
+
 _KEPT_CHECKPOINTS = 2
 _OWN = (
     "run.json",
@@ -59,7 +64,7 @@ class Checkpoint:
     """A checkpoint that was read back whole.
 
     Attributes:
-        tensors: what was saved.
+        tensors: what was saved, by name, of any shape.
         info: its JSON side file: step, epoch and whatever else was given.
         path: the ``.safetensors`` file.
     """
@@ -70,11 +75,19 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock."""
+    """A run directory. :meth:`create` and :meth:`reopen` lock it; reading needs no lock.
+
+    Of several processes that work together the first reads and writes, and the others learn from it.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        """The folder."""
         self._lock: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The lock stays with the process that has it.
+        return RunDirectory, (self.path,)
 
     @property
     def metrics_path(self) -> Path:
@@ -82,8 +95,13 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @classmethod
+    @first
     def check_free(cls, path: str | os.PathLike[str], *, force: bool) -> None:
         """Refuse a path that :meth:`create` would refuse, without writing anything.
+
+        Args:
+            path: the folder.
+            force: whether a run that is there may be replaced.
 
         Raises:
             RunError: the directory holds a run and ``force`` is False, or holds other files.
@@ -102,10 +120,16 @@ class RunDirectory:
             )
 
     @classmethod
+    @first
     def create(
         cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, force: bool = False
     ) -> RunDirectory:
         """Make a new run directory and write its ``run.json``.
+
+        Args:
+            path: the folder.
+            config: the content of ``run.json``.
+            force: replace a run that is there.
 
         Raises:
             RunError: see :meth:`check_free`; or another process writes there.
@@ -129,8 +153,12 @@ class RunDirectory:
         return run
 
     @classmethod
+    @first
     def reopen(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """Open an existing run to continue it.
+
+        Args:
+            path: the folder.
 
         Raises:
             RunError: no run there, or another process writes there.
@@ -169,8 +197,12 @@ class RunDirectory:
                     with storing(path):
                         path.unlink()
 
+    @first
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``run.json``.
+
+        Args:
+            config: the new content of ``run.json``.
 
         Raises:
             StorageError: the file system refuses.
@@ -180,6 +212,7 @@ class RunDirectory:
             self.path / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         )
 
+    @first
     def read_config(self) -> dict[str, Any]:
         """The content of ``run.json``.
 
@@ -202,8 +235,12 @@ class RunDirectory:
             )
         return dict(config)
 
+    @first
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
         """Append measurements, one line each.
+
+        Args:
+            records: measurements, one line each.
 
         Raises:
             StorageError: the file system refuses.
@@ -211,6 +248,7 @@ class RunDirectory:
         lines = (json.dumps(record, ensure_ascii=False) for record in records)
         append_durably(self.metrics_path, "\n".join(lines))
 
+    @first
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole measurements; a line that a crash cut short at the end is left out.
 
@@ -235,11 +273,16 @@ class RunDirectory:
             records.append(record)
         return records
 
+    @first
     def truncate_metrics(self, step: int) -> None:
         """Keep the measurements and weights up to ``step``, those that a checkpoint vouches for.
 
+        Args:
+            step: the last step that is kept.
+
         Raises:
-            RunError: damaged metrics. StorageError: the file system refuses.
+            RunError: damaged metrics.
+            StorageError: the file system refuses.
         """
         kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
@@ -249,8 +292,13 @@ class RunDirectory:
                 with storing(path):
                     path.unlink()
 
+    @first
     def save_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of ``step`` as a point of the trajectory.
+
+        Args:
+            step: at which they were taken.
+            weights: by name, of any shape.
 
         Raises:
             StorageError: the file system refuses.
@@ -261,8 +309,12 @@ class RunDirectory:
         data = save_tensors({n: v.detach().cpu().contiguous() for n, v in weights.items()})
         write_atomically(folder / f"step-{step:08d}.safetensors", data)
 
+    @first
     def read_weights(self) -> dict[int, dict[str, Tensor]]:
         """The kept weights by step, in order; empty where none were kept.
+
+        Returns:
+            by step, and by name each weight of its shape.
 
         Raises:
             RunError: a damaged file.
@@ -275,8 +327,13 @@ class RunDirectory:
                 raise RunError(f"{str(path)!r} is damaged: {error}") from None
         return weights
 
+    @first
     def save_checkpoint(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Path:
         """Save ``tensors`` as the checkpoint of ``info["step"]`` and drop all but the newest two.
+
+        Args:
+            tensors: by name, of any shape.
+            info: what the side file says besides.
 
         Raises:
             StorageError: the file system refuses; earlier checkpoints are untouched.
@@ -294,6 +351,7 @@ class RunDirectory:
                 old.unlink(missing_ok=True)
         return path
 
+    @first
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint that reads back whole; damaged ones are named in the log."""
         for path in self._checkpoint_paths():

@@ -1,4 +1,7 @@
-"""The measurements of runs as one table, and the table as CSV or Parquet."""
+"""The measurements of runs as one table, and the table as CSV or Parquet.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,9 @@ def table_of(runs: Sequence[Run]) -> dict[str, list[Any]]:
     Several runs lie below each other, and a column ``run`` names them: by the directory's name, or by
     its path where two have the same name.
 
+    Args:
+        runs: the runs.
+
     Raises:
         RunError: no run has a measurement.
     """
@@ -42,7 +48,11 @@ def table_of(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def csv_of(table: Table) -> str:
-    """CSV with a head line; numbers are written so that they read back to the last bit."""
+    """CSV with a head line; numbers are written so that they read back to the last bit.
+
+    Args:
+        table: columns by name, as :func:`table_of` gives them.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table)
@@ -52,6 +62,9 @@ def csv_of(table: Table) -> str:
 
 def parquet_of(table: Table) -> bytes:
     """A Parquet file: int64, double, bool and string columns, with nulls.
+
+    Args:
+        table: columns by name, as :func:`table_of` gives them.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.

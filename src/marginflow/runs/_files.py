@@ -1,4 +1,7 @@
-"""Writing files so that a reader sees the old or the new content, never a part of it."""
+"""Writing files so that a reader sees the old or the new content, never a part of it.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,14 @@ from marginflow.errors import StorageError
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a :class:`StorageError` that names ``path``."""
+    """Turn the operating system's refusals into a :class:`StorageError` that names ``path``.
+
+    Args:
+        path: what is being written, for the message.
+
+    Raises:
+        StorageError: the file system refused.
+    """
     try:
         yield
     except StorageError:
@@ -25,6 +35,10 @@ def storing(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path``: temporary file, fsync, rename, fsync of the folder.
+
+    Args:
+        path: the file.
+        content: text (as UTF-8) or bytes.
 
     Raises:
         StorageError: the disk is full or read-only, …; an old file is then untouched.
@@ -48,7 +62,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for ``folder``, and keep others out inside it."""
+    """Wait until no other process is in such a block for ``folder``, and keep others out inside it.
+
+    Args:
+        folder: the folder.
+    """
     with storing(folder):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -62,6 +80,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def lock_folder(folder: Path) -> int | None:
     """Lock ``folder`` for this process by its file ``.lock``; the lock dies with the process.
+
+    Args:
+        folder: the folder.
 
     Returns:
         the descriptor, which releases the lock when it is closed; None if another process holds it.
@@ -81,6 +102,10 @@ def lock_folder(folder: Path) -> int | None:
 
 def append_durably(path: Path, lines: str) -> None:
     """Append one line, or several with newlines between, and fsync.
+
+    Args:
+        path: the file; made if it is not there.
+        lines: without the last newline.
 
     Raises:
         StorageError: the disk is full or read-only; what was written in part is cut off again.

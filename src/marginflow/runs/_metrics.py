@@ -1,4 +1,7 @@
-"""The measurements of a run as a list, as columns and as frames of other libraries."""
+"""The measurements of a run as a list, as columns and as frames of other libraries.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,11 @@ def numbers_in(record: Mapping[str, Any], layers: Sequence[str] = ()) -> dict[st
 
 
 def layer_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers' names in a run's configuration; none where it has no table of layers."""
+    """The layers' names in a run's configuration; none where it has no table of layers.
+
+    Args:
+        config: the content of a ``run.json``.
+    """
     layers = config.get("layers") or ()
     if not all(isinstance(layer, Mapping) and "name" in layer for layer in layers):
         return ()

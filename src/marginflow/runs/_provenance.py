@@ -1,4 +1,7 @@
-"""What ``run.json`` says of where a run came from."""
+"""What ``run.json`` says of where a run came from.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ import numpy
 import torch
 
 from marginflow._version import __version__
+from marginflow.distributed import current
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, the source's git revision (if it lies in a checkout), threads and machine."""
+    """Versions, the source's git revision (if it lies in a checkout), threads, processes, machine."""
+    team = current()
     return {
         "versions": {
             "marginflow": __version__,
@@ -26,6 +31,7 @@ def provenance() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": 1 if team is None else team.size,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
 

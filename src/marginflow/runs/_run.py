@@ -22,13 +22,16 @@ from marginflow.runs._metrics import Metrics, layer_names
 class Run:
     """A finished or interrupted run.
 
+    Source: marginflow; the measured margins are those of Section 3.2.
+
     Attributes:
         config: the content of ``run.json``.
         metrics: the measurements in their order, one dictionary each; ``metrics.to_pandas()`` and
             ``metrics.to_polars()`` make a frame of them.
         path: the run directory, or None for a run that was kept in memory.
         model: the trained network, in the process that trained it.
-        weights: for a run in memory, the weights kept at its measurements, by step.
+        weights: for a run in memory, the weights kept at its measurements, by step and name, each
+            of its shape.
     """
 
     config: dict[str, Any]
@@ -59,6 +62,9 @@ class Run:
 
     def trajectory(self) -> dict[int, dict[str, Tensor]]:
         """The weights kept at the measurements, by step; empty if ``keep_weights`` was off.
+
+        Returns:
+            by step, and by name each weight of its shape.
 
         Raises:
             RunError: a damaged file.
@@ -161,8 +167,19 @@ def run_name(config: Mapping[str, Any], path: Path | None) -> str:
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run directory. Reading never runs code and writes nothing.
 
+    Source: marginflow; what a run holds is drawn in ``docs/architecture.md``.
+
+    Args:
+        path: the run directory.
+
     Raises:
         RunError: no run there, or a damaged one.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> _ = mf.train("mlp:4", "separable:n=20,d=6", epochs=2, out="runs/first")
+        >>> mf.load_run("runs/first").metrics[-1]["epoch"]
+        2
     """
     directory = RunDirectory(path)
     config = directory.read_config()

@@ -1,4 +1,7 @@
-"""Where measurements go beside ``metrics.jsonl``: TensorBoard, MLflow, anything with ``write``."""
+"""Where measurements go beside ``metrics.jsonl``: TensorBoard, MLflow, anything with ``write``.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ class Sink(Protocol):
     """
 
     def write(self, records: Sequence[Mapping[str, Any]], /) -> None:
-        """Take new measurements, as ``metrics.jsonl`` has them, oldest first."""
+        """Take new measurements, as ``metrics.jsonl`` has them, oldest first.
+
+        Args:
+            records: measurements, oldest first.
+        """
         ...
 
     def close(self) -> None:
@@ -37,6 +44,7 @@ class Sink(Protocol):
 
 
 Log = str | Sink | Iterable[str | Sink]
+"""What ``log=`` takes: names of :data:`SINKS`, objects with ``write`` and ``close``, or several."""
 
 
 def check_sinks(log: Log, *, out: str | os.PathLike[str] | None) -> tuple[str | Sink, ...]:
@@ -72,14 +80,22 @@ def check_sinks(log: Log, *, out: str | os.PathLike[str] | None) -> tuple[str | 
 
 
 def sinks_of(directory: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of the sinks that the run in ``directory`` has been written to."""
+    """The names of the sinks that the run in ``directory`` has been written to.
+
+    Args:
+        directory: the run directory.
+    """
     found = {"mlflow": MlflowSink.file(directory).exists()}
     found["tensorboard"] = (Path(directory) / EVENTS).is_dir()
     return tuple(name for name, there in found.items() if there)
 
 
 class Sinks:
-    """The open sinks of a run. None of them can stop it: one that fails is warned of and dropped."""
+    """The open sinks of a run. None of them can stop it: one that fails is warned of and dropped.
+
+    Args:
+        sinks: those that are written to.
+    """
 
     def __init__(self, sinks: Iterable[tuple[str, Sink]] = ()) -> None:
         self._open = list(sinks)
@@ -88,7 +104,11 @@ class Sinks:
         return bool(self._open)
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Hand new measurements to every sink."""
+        """Hand new measurements to every sink.
+
+        Args:
+            records: measurements, oldest first.
+        """
         if not records:
             return
         for name, sink in tuple(self._open):

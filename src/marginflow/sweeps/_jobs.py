@@ -1,4 +1,7 @@
-"""The kinds of jobs that a trial can be, and the options that a file may give each of them."""
+"""The kinds of jobs that a trial can be, and the options that a file may give each of them.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ JOBS: Mapping[str, OptionTypes] = {
         "derivative": str,
         "perturbation_precision": str,
         "shrink": bool,
+        "shards": int,
         "keep_weights": bool,
     },
     "maximize": {**_SHARED, **_TRAINERS, "method": str, "strict": bool, "from": str},

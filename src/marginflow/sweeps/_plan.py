@@ -7,6 +7,8 @@
 [resources]      cpus and gpus of a trial
 
 A name in the grid that is no option is a variable: ``{eps}`` in an option's text stands for it.
+
+Source: marginflow.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Plan:
         job: ``train``, ``maximize`` or ``flow``.
         retries: further attempts at a trial that failed.
         certify: whether each trial gets a KKT certificate.
-        cpus, gpus: what a trial needs.
+        cpus, gpus: what a trial needs, ≥ 0, in units of one processor or device.
         options: what all trials share, as the file says it, with its variables.
         swept: the names of the swept options and variables.
         trials: in the order of the grid, whose last line varies fastest, or of the list.
@@ -85,6 +87,9 @@ def read_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan:
 
     Nothing is built or loaded: that the options fit each other is for
     :func:`marginflow.sweeps.check_trials` to see.
+
+    Args:
+        source: the file, or its content.
 
     Raises:
         SpecificationError: an unknown table, option or variable; the message names the nearest.

@@ -1,4 +1,7 @@
-"""What came out of a sweep: a row for each trial."""
+"""What came out of a sweep: a row for each trial.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Outcome:
         options: all its options.
         state: ``finished``, ``failed`` (after all attempts), ``not started``.
         attempts: how many there were.
-        seconds: what the last one took.
+        seconds: what the last one took, in seconds.
         error: the last attempt's error, or None.
         final: the last measurement; empty if there is none.
         residual: r of the KKT certificate, ‖W − Σ λ_i ∇m_i‖/‖W‖, or None.
@@ -76,7 +79,7 @@ class Outcome:
         }
 
     def load(self) -> Run:
-        """The run.
+        """The run of the trial, read from disk.
 
         Raises:
             RunError: there is none.
@@ -87,6 +90,8 @@ class Outcome:
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """A sweep that was carried out, or as much of it as there is.
+
+    Source: marginflow.
 
     Attributes:
         name: its title.
@@ -131,6 +136,9 @@ class Sweep:
 
 def load_sweep(path: str | os.PathLike[str]) -> Sweep:
     """The sweep in a folder, as far as it has come.
+
+    Args:
+        path: the folder of the sweep.
 
     Raises:
         RunError: no sweep there, or a damaged one.

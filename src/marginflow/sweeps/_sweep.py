@@ -1,4 +1,7 @@
-"""``mf.sweep``: carry out the trials, several at a time, and try again what failed."""
+"""``mf.sweep``: carry out the trials, several at a time, and try again what failed.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ from marginflow.workflow import check_job
 
 _LONGEST = 200  # letters of a line of progress
 ExecutorName = Literal["auto", "processes", "ray"]
+"""What carries out trials: processes of this machine, Ray, or Ray where it is installed."""
+
 EXECUTORS: tuple[ExecutorName, ...] = ("auto", "processes", "ray")
+"""Every :data:`ExecutorName`."""
 
 
 def sweep(
@@ -48,6 +54,8 @@ def sweep(
     fails, with an error or because its process died, goes on from its last checkpoint up to ``retries``
     times; then it is named in the result, and the others go on. All trials are checked before
     anything is written.
+
+    Source: marginflow.
 
     Args:
         source: a file ``sweep.toml``, or its content as a mapping, or a plan; see docs/howto/sweep.md.
@@ -101,6 +109,9 @@ def sweep(
 
 def check_trials(plan: Plan) -> None:
     """Refuse what any trial would refuse, by the job's own checks; data are loaded once each.
+
+    Args:
+        plan: what :func:`read_plan` gave.
 
     Raises:
         InputError: what a trial cannot use, with the trial's name before the reason.

@@ -1,4 +1,7 @@
-"""What the statements may ask of a run; everything is computed once."""
+"""What the statements may ask of a run; everything is computed once.
+
+Source: marginflow; the quantities are those of the statements that ask for them.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,9 @@ class Evidence:
         model: a network of the same architecture, if it is not one of :mod:`marginflow.models`.
         data_dir: where MNIST lies, if that is what is loaded.
 
+    Attributes:
+        config: the configuration of the run, as far as it is said.
+
     Raises:
         RunError: another kind of run, or data or an attack that are not those of the run.
         InputError: data or an attack that must be given.
@@ -131,7 +137,7 @@ class Evidence:
 
     @property
     def eps(self) -> float:
-        """ε of the attack, 0 without one."""
+        """ε of the attack, in the units of x; 0 without one."""
         return 0.0 if self.attack is None else self.attack.eps
 
     @property
@@ -206,7 +212,7 @@ class Evidence:
 
     @cached_property
     def loss(self) -> Loss:
-        """The loss ℓ."""
+        """The loss ℓ that was trained with."""
         return get_loss(str(self.config["loss"]))
 
     @cached_property
@@ -247,7 +253,11 @@ class Evidence:
 
     @cached_property
     def sample(self) -> tuple[Tensor, Tensor]:
-        """The examples at which identities are examined, float64: all, or evenly spread ones."""
+        """The examples at which identities are examined, float64: all, or evenly spread ones.
+
+        Returns:
+            x, (n, …), and y, (n,).
+        """
         weights = 1 if self.network is None else sum(p.numel() for p in self.network.parameters())
         most = min(_EXAMPLES, max(_FEWEST, int(_WORK / weights)))
         chosen = torch.linspace(0, self.data.n - 1, min(self.data.n, most)).round().long()
@@ -255,7 +265,11 @@ class Evidence:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """At most ten kept points of the path as networks in float64; else the last weights only."""
+        """At most ten kept points of the path as networks in float64; else the last weights only.
+
+        Raises:
+            ModelError: kept weights that are of another network.
+        """
         if self.network is None or self.homogeneity is None:
             return ()
         kept = self.run.trajectory()
@@ -347,7 +361,11 @@ class Evidence:
         return True
 
     def unsaid(self, *names: str) -> bool:
-        """Whether a monitored loop leaves any of these settings unsaid, so that they are unknown."""
+        """Whether a monitored loop leaves any of these settings unsaid, so that they are unknown.
+
+        Args:
+            names: of settings, as in ``run.json``.
+        """
         return self.declared is not None and not self.declared.issuperset(names)
 
     # Hypotheses that several statements share.

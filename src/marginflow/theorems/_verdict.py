@@ -1,4 +1,7 @@
-"""What a statement of the paper says of one run, and whether it holds there."""
+"""What a statement of the paper says of one run, and whether it holds there.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Outcome = Literal["holds", "fails", "does not apply", "not reached"]
+"""What a verdict says of a statement on one run."""
 
 
 NOT_SAID = "not said of this loop; declare it: Monitor(…, training={…})"
@@ -63,7 +67,7 @@ class Verdict:
         return tuple(h for h in self.hypotheses if h.needed and h.met is False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The verdict for JSON."""
         return asdict(self)
 
 

@@ -98,6 +98,15 @@ def verify(
         RunError: no such run, or other data or another attack than those it was trained on.
         InputError: data or an attack that must be given.
         MissingDependencyError: an oracle needs the extra ``oracles``.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = "exact-linear:p=2,eps=0.1"
+        >>> flow = mf.gradient_flow("deep-linear:4", data, attack=attack, log_time=20)
+        >>> outcomes = {verdict.statement: verdict.outcome for verdict in mf.verify(flow)}
+        >>> outcomes["Lemma 4"], "fails" in outcomes.values()
+        ('holds', False)
     """
     return judge(Evidence(as_run(run), data, attack=attack, model=model, data_dir=data_dir))
 

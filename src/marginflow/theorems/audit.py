@@ -98,8 +98,8 @@ class Audit:
     Attributes:
         run: name of the run.
         step: of its last measurement, which is what was judged; None without one.
-        degrees: c_k of the layers, or None for a network that is not multi-homogeneous, or that
-            could not be built.
+        degrees: the degree c_k of each layer, or None for a network that is not multi-homogeneous,
+            or that could not be built.
         order: K = Σ c_k, or None likewise.
         separated: ``nL < ℓ(0)`` at the last measurement (``L < 1/n`` for the exponential loss:
             Assumption 4, corrected), or None without one.
@@ -312,6 +312,8 @@ def audit(
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Audit:
     """Measure which hypotheses of the paper this model, data, attack, derivative and loss meet.
+
+    Source: Assumptions 1 to 4 and Definition 1, with marginflow's corrections.
 
     Args:
         run: a training run or a gradient flow, its directory, or the :class:`Flow` itself.

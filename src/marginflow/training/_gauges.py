@@ -15,10 +15,16 @@ from marginflow.training._trainer import Trainer
 
 
 class Gauge(Callback):
-    """A callback that follows every step and can be read at any time."""
+    """A callback that follows every step and can be read at any time.
+
+    Source: marginflow; each gauge names its law.
+    """
 
     def read(self) -> dict[str, float]:
-        """The present values, for the record of a measurement."""
+        """The present values, for the record of a measurement.
+
+        Drifts are relative, see the gauge.
+        """
         return {}
 
 
@@ -29,6 +35,9 @@ class BalanceDrift(Gauge):
     ``Σ η² (G_{k+1}ᵀG_{k+1} − G_kG_kᵀ)`` is 0 for gradient descent and SGD on a deep linear network, with
     any step, loss, attack and derivative. Reads ``balance_drift``: its largest Frobenius
     norm over k, divided by max_k ‖W_k‖_F². Not with momentum, nor with undone epochs.
+
+    Args:
+        model: a deep linear network.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,7 +47,11 @@ class BalanceDrift(Gauge):
 
     @staticmethod
     def fits(trainer: Trainer) -> bool:
-        """Whether the law applies to this training: a frozen layer breaks it, too."""
+        """Whether the law applies to this training: a frozen layer breaks it, too.
+
+        Args:
+            trainer: the training.
+        """
         try:
             layers = linear_layers(trainer.model)
         except ModelError:
@@ -71,7 +84,11 @@ class BalanceDrift(Gauge):
         return {"balance_drift": max(drifts) / size}
 
     def state(self) -> dict[str, Tensor]:
-        """Initial balances and sums."""
+        """Initial balances and sums.
+
+        Returns:
+            by name, the balances of layer k, (units, units).
+        """
         tensors = {f"start.{k}": v for k, v in enumerate(self._start)}
         return tensors | {f"sum.{k}": v for k, v in enumerate(self._sums)}
 
@@ -93,6 +110,13 @@ class NormGrowth(Gauge):
     the network, loss, attack and derivative: multiplying W_k by a is multiplying f by a^{c_k}. Reads
     ``norm_drift``: how far two layers have come apart, divided by max_k ‖W_k‖_F². Not
     with momentum, nor with undone epochs; in float64, where it can be told from rounding.
+
+    Args:
+        model: the network in training.
+        homogeneity: its layers.
+
+    Attributes:
+        degrees: c_k, (L,).
     """
 
     def __init__(self, model: nn.Module, homogeneity: Homogeneity) -> None:
@@ -107,7 +131,12 @@ class NormGrowth(Gauge):
 
     @staticmethod
     def fits(trainer: Trainer, homogeneity: Homogeneity) -> bool:
-        """Whether the law applies to this training and can be told from rounding."""
+        """Whether the law applies to this training and can be told from rounding.
+
+        Args:
+            trainer: the training.
+            homogeneity: the layers of its network.
+        """
         double = all(p.dtype == torch.float64 for p in trainer.engine.parameters)
         several = len(homogeneity.layers) > 1
         return several and double and trainer.momentum == 0 and not trainer.rate.undoes
@@ -132,7 +161,11 @@ class NormGrowth(Gauge):
         return {"norm_drift": float((grown.max() - grown.min()) / now.max())}
 
     def state(self) -> dict[str, Tensor]:
-        """Initial norms and sums."""
+        """Initial norms and sums.
+
+        Returns:
+            by name, each (L,).
+        """
         return {} if self._start is None else {"start": self._start, "sums": self._sums}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -161,7 +194,11 @@ class Descent(Gauge):
 
     @staticmethod
     def fits(trainer: Trainer) -> bool:
-        """Whether every step sees the whole training set."""
+        """Whether every step sees the whole training set.
+
+        Args:
+            trainer: the training.
+        """
         return trainer.steps_per_epoch == 1 and trainer.momentum == 0 and not trainer.rate.undoes
 
     def on_step(self, trainer: Trainer) -> None:
@@ -174,13 +211,17 @@ class Descent(Gauge):
         self._last = (loss, trainer.learning_rate / 2 * sum(trainer.gradient_squares()))
 
     def read(self) -> dict[str, float]:
-        """The largest excess and rise so far."""
+        """The largest excess and rise so far, relative to L."""
         if self._rise == -math.inf:
             return {}
         return {"descent_excess": self._excess, "loss_rise": self._rise}
 
     def state(self) -> dict[str, Tensor]:
-        """The running maxima and the last step."""
+        """The running maxima and the last step.
+
+        Returns:
+            ``values``, (4,).
+        """
         last = self._last if self._last is not None else (math.nan, math.nan)
         return {"values": torch.tensor([*last, self._excess, self._rise], dtype=torch.float64)}
 

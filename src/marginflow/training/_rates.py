@@ -27,7 +27,11 @@ _SHRINK = 2 ** (1 / 10)
 
 
 class Rate(ABC):
-    """A learning rate η(t). Subclasses keep their changing numbers in :attr:`state`."""
+    """A learning rate η(t). Subclasses keep their changing numbers in :attr:`state`.
+
+    Attributes:
+        name: the word that its :attr:`spec` begins with.
+    """
 
     name: ClassVar[str]
     undoes: ClassVar[bool] = False
@@ -42,37 +46,62 @@ class Rate(ABC):
     @property
     @abstractmethod
     def spec(self) -> float | str:
-        """The number or specification that builds this rate again."""
+        """The number or specification that builds this rate again.
+
+        A number is η itself.
+        """
 
     @property
     def log_reference(self) -> float | None:
-        """A number r if η multiplies the gradient of L/e^r, None if that of L."""
+        """A number r, such as ln L, if η multiplies the gradient of L/e^r; None if that of L."""
         return None
 
     def check(self, trainer: Trainer) -> None:  # noqa: B027 - most rates fit every training
         """Refuse a training that the rate is not made for, before step 0.
+
+        Args:
+            trainer: the training.
 
         Raises:
             InputError: what is missing.
         """
 
     def begin(self, trainer: Trainer) -> None:  # noqa: B027 - a constant has nothing to set up
-        """Set up :attr:`state` at the initial weights; not called when a run is resumed."""
+        """Set up :attr:`state` at the initial weights; not called when a run is resumed.
+
+        Args:
+            trainer: the training.
+        """
 
     @abstractmethod
     def rate(self, trainer: Trainer) -> float:
-        """η for the next step."""
+        """η for the next step.
+
+        Args:
+            trainer: the training.
+        """
 
     def after_step(self, trainer: Trainer) -> None:  # noqa: B027 - likewise
-        """Take note of the weights after a step."""
+        """Take note of the weights after a step.
+
+        Args:
+            trainer: the training.
+        """
 
     def accept_epoch(self, trainer: Trainer) -> bool:
-        """Whether to keep the epoch just done; if not, its weights are undone."""
+        """Whether to keep the epoch just done; if not, its weights are undone.
+
+        Args:
+            trainer: the training.
+        """
         return True
 
 
 class Constant(Rate):
-    """η(t) = η.
+    """A constant learning rate: η(t) = η.
+
+    Attributes:
+        lr: η > 0.
 
     Raises:
         InputError: η not a positive finite number.
@@ -87,11 +116,11 @@ class Constant(Rate):
 
     @property
     def spec(self) -> float:
-        """The number itself."""
+        """The number itself, η."""
         return self.lr
 
     def rate(self, trainer: Trainer) -> float:
-        """η."""
+        """The same η at every step."""
         return self.lr
 
 
@@ -107,6 +136,10 @@ class Lemma2(Rate):
             so small that it is a check and not a schedule.
         floor: r̄; by default half of ‖W_Π‖₂ at the start. Whether the run keeps above it
             is recorded: ``state["below_floor"]`` counts the steps that did not.
+
+    Raises:
+        InputError: a floor that is not a positive number.
+        SpecificationError: an unknown constant.
     """
 
     name = "lemma2"
@@ -123,7 +156,12 @@ class Lemma2(Rate):
         return f"lemma2:constant={self.constant}{end}"
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse all but Lemma 2's setting."""
+        """Refuse all but Lemma 2's setting.
+
+        Raises:
+            InputError: batches, momentum, another loss or attack.
+            ModelError: a network that is not deep linear.
+        """
         linear_layers(trainer.model)
         attack = trainer.engine.attack
         wrong = None
@@ -139,7 +177,11 @@ class Lemma2(Rate):
             raise InputError(f"lr lemma2: expected {wrong}; the bound of Lemma 2 needs it")
 
     def begin(self, trainer: Trainer) -> None:
-        """Choose r̄, R and the first radius."""
+        """Choose r̄, R and the first radius.
+
+        Raises:
+            InputError: layers whose product is 0.
+        """
         norms, product = _norms(trainer.model)
         rows = trainer.data.x.reshape(trainer.data.n, -1).double()
         self.state = {
@@ -195,6 +237,9 @@ class LossBased(Rate):
     Args:
         a: the first a > 0.
         fall: the largest fall of ln L per step after which a may still grow, above 0.
+
+    Raises:
+        InputError: a number out of range.
     """
 
     name = "loss-based"
@@ -211,7 +256,11 @@ class LossBased(Rate):
         return f"loss-based:a={self.a!r},fall={self.fall!r}"
 
     def check(self, trainer: Trainer) -> None:
-        """Refuse momentum, which an undone epoch would carry on."""
+        """Refuse momentum, which an undone epoch would carry on.
+
+        Raises:
+            InputError: momentum.
+        """
         if trainer.momentum:
             raise InputError("lr loss-based: expected no momentum")
 
@@ -221,7 +270,7 @@ class LossBased(Rate):
 
     @property
     def log_reference(self) -> float:
-        """The logarithm of L at the last accepted epoch."""
+        """The loss at the last accepted epoch, as ln L."""
         return self.state["log_loss"]
 
     def rate(self, trainer: Trainer) -> float:
@@ -244,8 +293,12 @@ class LossBased(Rate):
 def build_rate(lr: float | str | Rate) -> Rate:
     """A rate from a number, a specification (``lemma2``, ``loss-based:a=0.1``, ``0.1``) or itself.
 
+    Args:
+        lr: η > 0, its specification, or the rate itself.
+
     Raises:
-        SpecificationError: an unknown name or option. InputError: a number out of range.
+        SpecificationError: an unknown name or option.
+        InputError: a number out of range.
     """
     if isinstance(lr, Rate):
         return lr

@@ -1,4 +1,7 @@
-"""When to measure: logarithmically spaced epochs, because margins grow like ln t."""
+"""When to measure: logarithmically spaced epochs, because margins grow like ln t.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ def log_spaced(last: int, per_decade: int = 25) -> frozenset[int]:
     prolonged later was measured at the right epochs all along. 10 000 epochs make
     86 points at the default density.
 
+    Args:
+        last: the last epoch, ≥ 0.
+        per_decade: points in a decade, ≥ 1.
+
     Raises:
         InputError: last < 0 or per_decade < 1.
     """
@@ -28,7 +35,12 @@ def log_spaced(last: int, per_decade: int = 25) -> frozenset[int]:
 
 
 def latest_point(step: int, per_decade: int = 25) -> int:
-    """The last point of the grid of :func:`log_spaced` that is not above ``step`` ≥ 0."""
+    """The last point of the grid of :func:`log_spaced` that is not above ``step`` ≥ 0.
+
+    Args:
+        step: ≥ 0.
+        per_decade: points in a decade.
+    """
     if step < 1:
         return 0
     j = math.floor(per_decade * math.log10(step))

@@ -1,8 +1,10 @@
-"""Leaving examples of no weight out of the epochs, as SVM solvers do."""
+"""Leaving examples of no weight out of the epochs, as SVM solvers do.
+
+Source: the shrinking of SVM solvers, Joachims (1999), for Algorithm 1.
+"""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
+from marginflow.engine import independent
 from marginflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,10 +30,10 @@ class Part:
     """What is left of a batch.
 
     Attributes:
-        x, y: the examples that are kept, and their labels.
+        x, y: the examples that are kept, (k, …), and their labels, (k,).
         size: how many the batch has with those left out.
         loss: Σ ℓ over those left out, as it was at the last examination.
-        rows: which examples of the data set they are, where somebody asks for it.
+        rows: which examples of the data set they are, (k,), where somebody asks for it.
     """
 
     x: Tensor
@@ -116,6 +119,9 @@ class Shrinking:
     def check(self, trainer: Trainer) -> None:
         """Refuse a training that cannot be shrunk, before step 0.
 
+        Args:
+            trainer: the training.
+
         Raises:
             InputError: epochs that may be undone; a model in which an example's output hangs on the
                 others in its batch, or on chance.
@@ -126,19 +132,27 @@ class Shrinking:
                 "it takes the loss of all examples after each epoch, so that little is saved; use a "
                 "constant lr, or shrink=False"
             )
-        if not _independent(trainer.model, trainer.data.x[:_TRIED]):
+        if not independent(trainer.model, trainer.data.x[:_TRIED]):
             raise InputError(
                 "shrink: expected a model whose output for an example does not depend on the rest of "
                 "its batch, nor on chance (batch normalisation, dropout); use shrink=False"
             )
 
     def begin_epoch(self, trainer: Trainer) -> None:
-        """Examine if it is time; while all are kept, only after an epoch that fitted all."""
+        """Examine if it is time; while all are kept, only after an epoch that fitted all.
+
+        Args:
+            trainer: the training.
+        """
         if trainer.epoch >= self.next and (self.left_out or self._fitted):
             self.examine(trainer)
 
     def end_epoch(self, trainer: Trainer) -> None:
-        """Have an examination at once if the loss jumped."""
+        """Have an examination at once if the loss jumped.
+
+        Args:
+            trainer: the training.
+        """
         if self.left_out and trainer.epoch_loss > 2 * self._last_loss:
             self.next = trainer.epoch
         self._last_loss = trainer.epoch_loss
@@ -156,7 +170,7 @@ class Shrinking:
 
         Args:
             data: the training examples.
-            order: of the epoch; None is that of the data.
+            order: of the epoch, (n,); None is that of the data.
             batch_size: of all batches but the last.
         """
         if not self.left_out or self.kept is None:
@@ -180,7 +194,11 @@ class Shrinking:
         return [Part(*of) for of in zip(xs, ys, sizes, by_batch(absent), strict=True)]
 
     def examine(self, trainer: Trainer) -> None:
-        """Take all scores, check the bounds, and choose anew whom to leave out."""
+        """Take all scores, check the bounds, and choose anew whom to leave out.
+
+        Args:
+            trainer: the training.
+        """
         scores, bounds = self._weigh(trainer)
         self.examinations += 1
         if not all(bool(torch.isfinite(logs.logsumexp(0))) for logs, _ in bounds):
@@ -211,7 +229,10 @@ class Shrinking:
         self.next = trainer.epoch + self.interval
 
     def record(self) -> dict[str, float]:
-        """For a measurement: who is in, and how the last examinations went."""
+        """For a measurement: who is in, and how the last examinations went.
+
+        Counts, and the bounded sum over those left out, ≥ 0.
+        """
         return {
             "left_out_examples": self.left_out,
             "left_out_weight": math.exp(self.log_share),
@@ -220,7 +241,11 @@ class Shrinking:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes, for a checkpoint."""
+        """All that changes, for a checkpoint.
+
+        Returns:
+            by name, (n,) or a scalar.
+        """
         numbers = [
             *(self.interval, self.next, self.violations, self.examinations),
             *(self._slack, self.log_share, self._last_loss, self._fitted),
@@ -231,7 +256,12 @@ class Shrinking:
         return state
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
-        """Continue from what :meth:`state` gave, with the data on ``device``."""
+        """Continue from what :meth:`state` gave, with the data on ``device``.
+
+        Args:
+            state: what :meth:`state` gave, of the same shapes.
+            device: where the data are.
+        """
         numbers = state["numbers"].tolist()
         self.interval, self.next, self.violations, self.examinations = map(int, numbers[:4])
         self._slack, self.log_share, self._last_loss = numbers[4:7]
@@ -259,13 +289,3 @@ class Shrinking:
         step = math.log(trainer.rate.rate(trainer) / trainer.batch_size)
         movements = log_slopes + torch.cat(reaches).log() + step
         return z, [(movements, log_theta), (shares, math.log(_SHARE))]
-
-
-def _independent(model: nn.Module, x: Tensor) -> bool:
-    """Whether the outputs at x are the same, to rounding, when a part of the batch is missing."""
-    model = copy.deepcopy(model).train()
-    part = x[: max(2, len(x) // 2)]
-    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        whole_batch, alone = model(x)[: len(part)], model(part)
-    scale = float(whole_batch.abs().max())
-    return bool((whole_batch - alone).abs().max() <= 1e-4 * scale)

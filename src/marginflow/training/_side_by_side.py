@@ -1,4 +1,7 @@
-"""Several seeds of one training at once: their trainers in step, their products batched."""
+"""Several seeds of one training at once: their trainers in step, their products batched.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 
@@ -200,7 +203,11 @@ class SideBySide:
 
 
 def side_by_side_refusal(trainer: Trainer) -> str | None:
-    """Why trainings such as this one cannot run side by side, or None if they can."""
+    """Why trainings such as this one cannot run side by side, or None if they can.
+
+    Args:
+        trainer: one of them.
+    """
     if not isinstance(trainer.rate, Constant):
         return f"the learning rate {trainer.rate.name} follows one network at a time"
     if trainer.shrinking is not None:

@@ -34,9 +34,9 @@ def printed_smoothness(
         depth: L.
         radius: r ≥ 1.
         floor: r̄ > 0, the lower bound on ‖W_Π‖₂.
-        eps: ε ≥ 0.
-        alpha: bound on |ℓ′|.
-        beta: bound on ℓ″.
+        eps: ε ≥ 0, in the units of x.
+        alpha: bound on ``|ℓ′|``.
+        beta: bound on ``ℓ″``.
 
     Raises:
         InputError: a number out of range.
@@ -70,10 +70,10 @@ def smoothness(
         depth: L.
         radius: r > 0.
         floor: r̄ > 0, the lower bound on ‖W_Π‖₂.
-        eps: ε ≥ 0.
+        eps: ε ≥ 0, in the units of x.
         data_norm: R = max ‖x_i‖₂, in the units of ε.
-        alpha: bound on |ℓ′|.
-        beta: bound on ℓ″.
+        alpha: bound on ``|ℓ′|``.
+        beta: bound on ``ℓ″``.
 
     Raises:
         InputError: a number out of range.

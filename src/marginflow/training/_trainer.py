@@ -18,6 +18,7 @@ from torch.optim.sgd import sgd
 
 from marginflow._checks import real, whole
 from marginflow.datasets import Dataset
+from marginflow.distributed import current
 from marginflow.engine import Engine, LossGradient, StackPlace
 from marginflow.errors import DivergedError, InputError
 from marginflow.models import load_weights
@@ -35,12 +36,13 @@ class TrainingState:
 
     Attributes:
         tensors: weights (``model.…``), momentum (``momentum.…``), what callbacks keep, who is left
-            out (``shrinking.…``), the clock and the random state.
+            out (``shrinking.…``), the clock and the random state; each of its own shape, so of any
+            shape.
         epoch: completed epochs.
         step: completed steps (mini-batch updates).
         batch: completed batches of the running epoch.
         loss_sum, correct: running sums of the epoch, over examples.
-        rate: the changing numbers of the learning rate.
+        rate: the changing numbers of the learning rate, such as its η.
     """
 
     tensors: dict[str, Tensor]
@@ -68,6 +70,11 @@ class Trainer:
         seed: seed of the batch order and of random starts.
         callbacks: told of each step and epoch, in this order.
         shrinking: leaves examples of no weight out of the epochs; None trains on all.
+
+    Attributes:
+        rate: the learning rate, with its changing numbers.
+        epoch: completed epochs.
+        step: completed updates.
 
     Raises:
         InputError: a number out of range; a training that cannot be shrunk.
@@ -145,6 +152,9 @@ class Trainer:
         """What η multiplied in the last step, one per trainable parameter.
 
         For callbacks, in ``on_step``: a step in place forms them only if they are asked for.
+
+        Returns:
+            one tensor a parameter, each of its shape.
         """
         if self._gradients is None:
             self._gradients = (self.stand or self.engine).last_gradients()
@@ -225,6 +235,9 @@ class Trainer:
 
     def restore(self, state: TrainingState) -> None:
         """Continue from ``state``.
+
+        Args:
+            state: what :meth:`state` gave.
 
         Raises:
             ModelError: the state belongs to another model.
@@ -334,7 +347,8 @@ class Trainer:
             log_time: ``ln t`` after it.
             count: examples in the batch.
             correct: those of them with a positive margin.
-            gradients: None where the engine gives them when asked.
+            gradients: one tensor a parameter, each of its shape; None where the step did not form
+                them.
         """
         self.step += 1
         self._batch += 1
@@ -386,7 +400,11 @@ class Trainer:
         return batch
 
     def part(self, rows: Tensor) -> Part:
-        """The examples of these ``rows`` of the data set as a batch."""
+        """The examples of these ``rows`` of the data set as a batch.
+
+        Args:
+            rows: indices, (k,).
+        """
         return Part(self.data.x[rows], self.data.y[rows], len(rows), rows=rows)
 
     def _nothing(self) -> LossGradient:
@@ -406,16 +424,30 @@ class Trainer:
         return self.stream(stream, index)
 
     def stream(self, name: _Stream, index: int) -> torch.Generator:
-        """A source of randomness for one use, on the CPU."""
+        """A source of randomness for one use, on the CPU.
+
+        Args:
+            name: the use.
+            index: its number: of the epoch or of the step.
+        """
         return torch.Generator().manual_seed(_seed(self.seed, name, index))
 
     def permutation(self, index: int) -> Tensor:
-        """The order of the examples in their pass number ``index``."""
+        """The order of the examples in their pass number ``index``.
+
+        Shape (n,).
+
+        Args:
+            index: number of the pass, from 0.
+        """
         order = torch.randperm(self.data.n, generator=self.stream("order", index))
         return order.to(self.data.x.device)
 
     def order(self) -> Tensor | None:
-        """The order of the examples in the running epoch; None where a batch is all of them."""
+        """The order of the examples in the running epoch; None where a batch is all of them.
+
+        Shape (n,).
+        """
         if self.batch_size == self.data.n:
             return None
         return self.permutation(self.epoch)
@@ -425,12 +457,18 @@ class Trainer:
             getattr(callback, event)(self)
 
     def _stop_if(self, interrupted: threading.Event) -> None:
-        if interrupted.is_set() or self.stopping:
+        team = current()
+        asked = interrupted.is_set() if team is None else team.agreed
+        if asked or self.stopping:
             self._tell("on_interrupt")
             raise KeyboardInterrupt
 
     def divergence(self, result: LossGradient) -> DivergedError:
-        """The error that says why the next step cannot be taken."""
+        """The error that says why the next step cannot be taken.
+
+        Args:
+            result: the gradient that is not finite, or whose loss is not.
+        """
         step, epoch = self.step + 1, self.epoch + 1
         broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:
@@ -467,19 +505,27 @@ def _seed(seed: int, stream: _Stream, index: int) -> int:
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising in the middle of an update; twice raises at once."""
+    """Ctrl-C sets the event instead of raising in the middle of an update; twice raises at once.
+
+    Of several processes at work together each is told so by a signal of its own (of torchrun, SIGINT
+    or SIGTERM); they stop after the same step, when all of them know.
+    """
     event = threading.Event()
+    team = current()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        if event.is_set():
+        if event.is_set() and team is None:
             raise KeyboardInterrupt
         event.set()
 
-    previous = signal.signal(signal.SIGINT, handler)
+    signals = [signal.SIGINT] if team is None else [signal.SIGINT, signal.SIGTERM]
+    previous = {kind: signal.signal(kind, handler) for kind in signals}
     try:
-        yield event
+        with contextlib.nullcontext() if team is None else team.watched(event):
+            yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for kind, before in previous.items():
+            signal.signal(kind, before)

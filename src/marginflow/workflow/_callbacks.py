@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from marginflow.ascent import Ascent
+from marginflow.distributed import current, first
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
 from marginflow.runs import RunDirectory, Sinks
@@ -155,7 +156,13 @@ class Pace:
         self.step = -1
 
     def due(self, step: int, *, measured: bool) -> bool:
-        """Whether to save at ``step``: after a measurement, or as it is time."""
+        """Whether to save at ``step``: after a measurement, or as it is time.
+
+        Of several processes the first decides by its clock.
+        """
+        return first(self._due)(step, measured)
+
+    def _due(self, step: int, measured: bool) -> bool:
         now = time.monotonic()
         if step != self.step and now - self.saved >= (
             self.apart if measured else _CHECKPOINT_SECONDS
@@ -218,10 +225,13 @@ class Recording(Callback):
     def checkpoint(self, trainer: Trainer) -> None:
         """Write what was measured, and save the trainer's state if its weights are finite."""
         self.write()
-        if self.directory is None or not all(
-            bool(torch.isfinite(p).all()) for p in trainer.model.parameters()
-        ):
+        weights = list(trainer.model.parameters())
+        if self.directory is None or not all(bool(torch.isfinite(p).all()) for p in weights):
             return
+        team = current()
+        if team is not None:
+            # Every step is the same in all processes, so the weights are, to the last bit.
+            team.agree("weights", [float(w.detach().double().sum()).hex() for w in weights])
         state = trainer.state()
         numbers = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
         tensors = numbers.pop("tensors")

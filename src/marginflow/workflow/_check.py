@@ -1,4 +1,7 @@
-"""What a job would refuse, found before anything is trained or written: the jobs' own checks."""
+"""What a job would refuse, found before anything is trained or written: the jobs' own checks.
+
+Source: marginflow.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from marginflow._checks import choice, real, whole
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
+from marginflow.distributed import alone
 from marginflow.errors import DivergedError, InputError, ModelError
 from marginflow.flow import DENSE_LIMIT, Field, Follower, Method
 from marginflow.homogeneity import measure_homogeneity
@@ -104,7 +105,16 @@ def gradient_flow(
         RunError: ``out`` is taken, or does not fit when resuming.
         DivergedError: NaN or infinity.
         KeyboardInterrupt: after Ctrl-C; the flow resumes from its last measurement.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = "exact-linear:p=2,eps=0.1"
+        >>> flow = mf.gradient_flow("deep-linear:4", data, attack=attack, log_time=20)
+        >>> flow.reached, round(flow.log_time)
+        (True, 20)
     """
+    alone("the gradient flow", "call it outside of mf.distributed.join, without torchrun")
     setup = prepare(
         model,
         data,

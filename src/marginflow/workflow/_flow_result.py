@@ -20,7 +20,9 @@ class Flow:
     Attributes:
         run: the recorded trajectory: configuration, measurements, kept weights.
         model: the network at the end.
-        log_time: ln t at the end. log_norm: ln ‖W‖. log_loss: ln L.
+        log_time: ln t at the end.
+        log_norm: ln ‖W‖ at the end.
+        log_loss: ln L at the end.
         reason: the goal that was reached (``log_time``, ``log_norm``, ``loss_below``), or
             ``not separated``, or ``work`` (too many evaluations).
         advice: what to do if no goal was reached; empty otherwise.
@@ -29,10 +31,14 @@ class Flow:
         sliding: whether the flow ran along a surface on which its field jumps.
         tolerance: the integrator's relative tolerance per step. The end point moves by less than
             1000 × tolerance (relative, of W/‖W‖ and of ln t) when it is halved, on smooth fields.
-        steps: accepted steps. rejected: steps taken again, by explicit steps.
-        evaluations: of the field. jacobians: of its Jacobian. factorizations: of linear systems
-            with it, a real and a complex one for each new step size or Jacobian.
-        falls: on how many of ``separated_steps`` accepted steps ℓ/ρ fell (by more than 1e-12).
+        steps: accepted steps.
+        rejected: steps taken again, by explicit steps.
+        evaluations: of the field.
+        jacobians: of its Jacobian.
+        factorizations: of linear systems with it, a real and a complex one for each new step size
+            or Jacobian.
+        falls: on how many of ``separated_steps`` ℓ/ρ fell (by more than 1e-12).
+        separated_steps: accepted steps since separation.
     """
 
     run: Run

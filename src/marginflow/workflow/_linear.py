@@ -47,8 +47,9 @@ def maximize_predictor(
         force: replace what is there.
 
     Raises:
-        ModelError: another network. DataError: labels other than −1 and +1, data that no
-            predictor separates under the attack. InputError: an attack that is not exact here.
+        ModelError: another network.
+        DataError: labels other than −1 and +1, data that no predictor separates under the attack.
+        InputError: an attack that is not exact here.
     """
     spec = parse(method, "method")
     if spec.args:

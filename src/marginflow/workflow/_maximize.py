@@ -13,6 +13,7 @@ from marginflow._checks import whole
 from marginflow.ascent import Ascent, Method, Tempered, build_method
 from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
+from marginflow.distributed import alone
 from marginflow.engine import EngineName, Products, build
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, measure_homogeneity
@@ -117,6 +118,13 @@ def maximize(
         RunError: ``out`` is taken, or does not fit when resuming; ``start`` has no checkpoint.
         DivergedError: NaN, infinity, or τ·margin beyond the range of the dtype.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> best = mf.maximize("deep-linear", data, "exact-linear:p=2,eps=0.1", method="dual")
+        >>> round(best.metrics[-1]["normalized_margin"], 2)  # at most the maximum margin less ε
+        0.2
     """
     name = method.partition(":")[0].strip().lower() if isinstance(method, str) else method.name
     if isinstance(method, str) and name == "loss-based":
@@ -132,6 +140,8 @@ def maximize(
             callbacks=callbacks,
         )  # fmt: skip
     linear = isinstance(method, str) and name in LINEAR
+    if linear:
+        alone(f"method {name!r}", "it is solved in predictor space, and fast enough")
     chosen = None if linear else build_method(method)
     setup = prepare(
         model,

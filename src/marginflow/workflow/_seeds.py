@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from marginflow._checks import unknown, whole
 from marginflow.datasets import Dataset, load
+from marginflow.distributed import alone
 from marginflow.engine import stacking_gains
 from marginflow.errors import DivergedError, InputError, RunError
 from marginflow.runs import Run, RunDirectory, check_sinks
@@ -64,9 +65,11 @@ def train_seeds(
     :func:`marginflow.engine.stacking_gains`, rates that follow the loss, ``derivative="total"``,
     random starts in the ℓ2 ball, bf16 perturbations, shrinking.
 
+    Source: Algorithm 1, under several seeds.
+
     Args:
         model: a specification such as ``"mlp:20"``, or a function of the seed that makes a network.
-        data: as for :func:`train`.
+        data: as for :func:`train`; a pair of x, (n, …), and y, (n,), too.
         seeds: the seeds, or how many: 8 is 0 … 7.
         out: a folder for the run directories ``seed-0``, ``seed-1`` …; None keeps the runs in memory.
         resume: continue the runs in ``out``; those that are not there begin.
@@ -83,6 +86,7 @@ def train_seeds(
         DivergedError: seeds diverged, after the others have been trained to the end.
         KeyboardInterrupt: after Ctrl-C, once the checkpoints are written.
     """
+    alone("training several seeds", "train one after the other with mf.train, or by a sweep")
     chosen = _chosen(seeds)
     for name in options:
         if name in ("seed", "callbacks"):

@@ -14,6 +14,7 @@ from marginflow._checks import choice, whole
 from marginflow.attacks import Attack, Derivative, check_budget
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
+from marginflow.distributed import current
 from marginflow.errors import InputError, ModelError, RunError
 from marginflow.homogeneity import Homogeneity, evaluation_mode
 from marginflow.losses import Loss, get_loss
@@ -23,7 +24,7 @@ from marginflow.runs import Checkpoint, Log, RunDirectory, Sink, check_sinks, pr
 
 _NOUNS = {"train": "training", "flow": "flow", "maximize": "margin maximisation"}
 _VERBS = {"train": "mf.train", "flow": "mf.gradient_flow", "maximize": "mf.maximize"}
-_BEFORE = {"engine": "autograd", "shrink": False}
+_BEFORE = {"engine": "autograd", "shrink": False, "shards": None}
 """What held of runs that were recorded before there was a choice."""
 
 
@@ -59,6 +60,10 @@ class Setup:
             ModelError: the model, the data and the attack do not fit each other.
         """
         self.model.to(device=device, dtype=dtype)
+        team = current()
+        if team is not None:
+            # Weights that were drawn without a seed differ from process to process.
+            team.take_over(list(self.model.state_dict().values()))
         placed = self.data.to(dtype=dtype, device=device)
         _check_fit(self.model, placed, self.loss, self.attack, self.measured)
         return placed
@@ -89,7 +94,8 @@ class Setup:
             **own,
             "seed": self.seed,
             "dtype": str(dtype).removeprefix("torch."),
-            "device": str(device),
+            # Of several processes each has a GPU of its own.
+            "device": str(device) if current() is None else device.type,
             "layers": None if homogeneity is None else homogeneity.table(),
         }
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import choice
+from marginflow._checks import choice, whole
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
+from marginflow.distributed import current
 from marginflow.engine import Engine, EngineName, PerturbationPrecision, Products
 from marginflow.engine import build as build_engine
 from marginflow.errors import InputError, ModelError
@@ -60,6 +61,7 @@ def train(
     engine: EngineName = "auto",
     perturbation_precision: PerturbationPrecision | None = None,
     shrink: bool = False,
+    shards: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     force: bool = False,
@@ -102,6 +104,10 @@ def train(
         shrink: leave examples out of the epochs while their weights |ℓ′(z_i)| are so small that what
             they would move is below one rounding: see :class:`marginflow.training.Shrinking`.
             Measurements take all examples.
+        shards: cut every batch into so many parts, a power of two, whose gradients are added in a fixed
+            order: the bits then do not depend on how many processes share them, and all of a step is
+            divided; see :mod:`marginflow.distributed`. None: one part; of several processes, the
+            division that keeps to the trajectory of one process.
         out: run directory; None keeps the run in memory.
         resume: continue the run in ``out`` (which may lie finished; then nothing is done).
         force: replace a run that ``out`` already holds.
@@ -121,6 +127,14 @@ def train(
         StorageError: the disk refuses.
         DivergedError: NaN or infinity; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+
+    Examples:
+        >>> import marginflow as mf
+        >>> data = mf.load("separable:n=20,d=6,margin=0.3")
+        >>> attack = "exact-linear:p=2,eps=0.1"
+        >>> run = mf.train("deep-linear:4", data, attack=attack, lr=0.5, epochs=50)
+        >>> run.metrics[-1]["epoch"], run.metrics[-1]["adversarial_accuracy"]
+        (50, 1.0)
     """
     job = plan_training(
         model,
@@ -142,6 +156,7 @@ def train(
         engine=engine,
         perturbation_precision=perturbation_precision,
         shrink=shrink,
+        shards=shards,
         out=out,
         resume=resume,
         force=force,
@@ -172,6 +187,7 @@ def plan_training(
     engine: EngineName,
     perturbation_precision: PerturbationPrecision | None,
     shrink: bool,
+    shards: int | None,
     out: str | os.PathLike[str] | None,
     resume: bool,
     force: bool,
@@ -221,6 +237,7 @@ def plan_training(
         batch_size=batch_size,
         engine=engine,
         precision=perturbation_precision,
+        shards=shards,
         stored=RunDirectory(out).read_config() if resume and out is not None else None,
     )
     trainer = Trainer(
@@ -241,6 +258,7 @@ def plan_training(
         "derivative": derivative,
         **worker.settings,
         "shrink": shrink,
+        "shards": shards,
         "measure": measure,
         "schedule": None if schedule is None else sorted(schedule),
         "keep_weights": keep_weights,
@@ -267,6 +285,7 @@ def _engine(
     batch_size: int | None,
     engine: EngineName,
     precision: PerturbationPrecision | None,
+    shards: int | None,
     stored: Mapping[str, Any] | None,
 ) -> Engine:
     """The engine asked for; where nothing is asked, that of the ``stored`` run, to the last bit."""
@@ -286,6 +305,7 @@ def _engine(
         engine=engine,
         products=products,
         perturbation_precision=precision or "float32",
+        shards=shards if shards is None else whole("shards", shards, least=1),
     )
 
 
@@ -302,9 +322,12 @@ def as_dtype(dtype: torch.dtype | str | None, model: nn.Module) -> torch.dtype:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """The device, tried."""
+    """The device, tried; ``cuda`` is each process's own where several work together."""
     try:
         chosen = torch.device(device)
+        team = current()
+        if team is not None and chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", team.local_rank % max(1, torch.cuda.device_count()))
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

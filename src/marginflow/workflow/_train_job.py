@@ -8,7 +8,9 @@ import os
 from collections.abc import Collection
 from typing import Any, Self
 
-from marginflow.errors import DivergedError, RunError
+from marginflow.distributed import apart, current
+from marginflow.engine import ParallelEngine
+from marginflow.errors import DivergedError, ProcessLostError, RunError
 from marginflow.monitor import Monitor
 from marginflow.runs import Checkpoint, Log, Metrics, Run, RunDirectory, Sinks, open_sinks
 from marginflow.training import Callback, Trainer, TrainingState
@@ -73,6 +75,9 @@ class TrainingJob:
             StorageError: the disk refuses.
         """
         elapsed = 0.0
+        team = current()
+        if team is not None:
+            team.agree("the job", {**self.config, "epochs": self.trainer.epochs})
         if out is not None:
             self.directory, elapsed = open_directory(
                 out,
@@ -90,7 +95,7 @@ class TrainingJob:
             recording.append(self.keeping)
         if not self.finished:
             self.sinks = self._open_sinks()
-        if self.directory is not None or self.sinks:
+        if self.directory is not None or self.log:
             self.recording = Recording(
                 self.directory, self.monitor, elapsed, pace=pace, sinks=self.sinks
             )
@@ -108,7 +113,10 @@ class TrainingJob:
         """Open, train alone, close. Raises what these raise."""
         try:
             self.open(out, resume=resume, force=force)
-            bar = ProgressBar(self.monitor) if progress else None
+            team = current()
+            bar = (
+                ProgressBar(self.monitor) if progress and (team is None or not team.rank) else None
+            )
             if bar is not None:
                 self.trainer.callbacks = (*self.trainer.callbacks, bar)
             try:
@@ -116,6 +124,8 @@ class TrainingJob:
                     self.trainer.run()
             except DivergedError as error:
                 raise self.with_advice(error) from None
+            except ProcessLostError as error:
+                raise self.with_way_back(error) from error
             finally:
                 if bar is not None:
                     bar.stop()
@@ -146,7 +156,9 @@ class TrainingJob:
         effect = None
         if not self.finished:
             layers = None if self.monitor is None else self.monitor.homogeneity
-            effect = perturbation_effect(self.trainer.engine, self.trainer.data, layers)
+            engine = self.trainer.engine
+            own = engine.own if isinstance(engine, ParallelEngine) else engine
+            effect = perturbation_effect(own, self.trainer.data, layers)
         if effect is not None:
             config = {**config, "perturbation_effect": effect}
             if self.directory is not None:
@@ -155,11 +167,28 @@ class TrainingJob:
         kept = {} if self.keeping is None else self.keeping.kept
         return Run(config, records, path, self.trainer.model, kept)
 
+    def with_way_back(self, error: ProcessLostError) -> ProcessLostError:
+        """The error, with what is kept of the run."""
+        if self.directory is None:
+            return error
+        with apart():
+            checkpoint = self.directory.latest_checkpoint()
+        if checkpoint is None:
+            return error
+        step, path = checkpoint.info["step"], self.directory.path
+        return ProcessLostError(
+            f"{error}; the run {str(path)!r} is kept up to step {step}: continue it with --resume "
+            "(resume=True), with as many processes as you like"
+        )
+
     def _open_sinks(self) -> Sinks:
         config, path = self.config, None
         if self.directory is not None:
             config, path = self.directory.read_config(), self.directory.path
         records = () if self.monitor is None else self.monitor.records
+        team = current()
+        if team is not None and team.rank:
+            return Sinks()
         return open_sinks(self.log, path, config, records=records)
 
     def with_advice(self, error: DivergedError) -> DivergedError:

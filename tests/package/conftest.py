@@ -1,0 +1,41 @@
+"""The files of the package, built once, and an environment that has nothing else.
+
+These tests run in an environment of their own (`make package`), which has neither torch nor marginflow in it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from distributions import ROOT, Built, Environment, call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The suite's own needs torch, which is not here."""
+
+
+@pytest.fixture(scope="session")
+def built() -> Built:
+    """Both, in dist/: the wheel is made from the source distribution, so that one is enough."""
+    folder = ROOT / "dist"
+    for old in [*folder.glob("marginflow-*.whl"), *folder.glob("marginflow-*.tar.gz")]:
+        old.unlink()
+    call([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder], ROOT)
+    (wheel,) = folder.glob("*.whl")
+    (sdist,) = folder.glob("*.tar.gz")
+    return Built(wheel, sdist)
+
+
+@pytest.fixture(scope="session")
+def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The wheel with what it needs, and not one package more."""
+    root = tmp_path_factory.mktemp("environment")
+    call([sys.executable, "-m", "venv", root / "venv"], root)
+    programs = root / "venv" / "bin"
+    folder = root / "elsewhere"
+    folder.mkdir()
+    pinned = ["--constraint", ROOT / "constraints.txt"]
+    call([programs / "pip", "install", "--quiet", *pinned, "torch", built.wheel], folder)
+    return Environment(programs, folder)
