@@ -282,7 +282,18 @@ def test_a_read_only_place(place: str, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "flow", "maximize", "measure", "export", "verify", "report", "compare", "demo"],
+    [
+        "train",
+        "flow",
+        "maximize",
+        "sweep",
+        "measure",
+        "export",
+        "verify",
+        "report",
+        "compare",
+        "demo",
+    ],
 )
 def test_help_shows_a_whole_example(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sweep_of_twelve import (
     BAD,
     attempts,
@@ -24,8 +25,11 @@ from sweep_of_twelve import (
 
 import marginflow as mf
 from marginflow.errors import InputError, MissingDependencyError, RunError
-from marginflow.sweeps import load_sweep
+from marginflow.sweeps import check_trials, load_sweep, read_plan
+from marginflow.sweeps._directory import SweepDirectory
 from marginflow.sweeps._processes import ProcessExecutor
+from marginflow.sweeps._sweep import task_of
+from marginflow.sweeps._trial import attempt
 
 SMALL: dict[str, Any] = {
     "options": {"data": "separable:n=8,d=2", "model": "mlp:4", "epochs": 3},
@@ -37,7 +41,7 @@ SMALL: dict[str, Any] = {
 def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep of twelve, one of them failing, that was killed and resumed to its end."""
     folder = tmp_path_factory.mktemp("twelve")
-    file = write_sweep_file(folder, epochs=120)
+    file = write_sweep_file(folder, epochs=80)
     done = kill_and_resume(file, folder / "out", "processes", after=3)
     check_eleven_and_one(folder / "out", done)
     return folder
@@ -52,7 +56,7 @@ def test_a_trial_has_the_bits_of_the_run_alone(twelve: Path) -> None:
     trial = twelve / "out" / "trials" / "lr-0.05_seed-3"
     mf.train(
         "mlp:32", "digits:3,8", attack="fgsm:eps=0.02", loss="exponential", batch_size=32,
-        epochs=120, lr=0.05, seed=3, dtype="float32", out=twelve / "alone",
+        epochs=80, lr=0.05, seed=3, dtype="float32", out=twelve / "alone",
     )  # fmt: skip
     assert (trial / "metrics.jsonl").read_bytes() == (
         twelve / "alone" / "metrics.jsonl"
@@ -196,22 +200,43 @@ def test_what_the_executors_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not out.exists()
 
 
-def test_other_jobs(tmp_path: Path) -> None:
-    """Maximisations and flows as trials."""
-    base = {"data": "separable:n=8,d=2", "model": "deep-linear:3", "attack": "fgm:eps=0.01"}
-    ascents = mf.sweep(
+@pytest.mark.parametrize(
+    ("job", "options", "kind"),
+    [
+        ("maximize", {"epochs": 5, "method": "spheres"}, "maximize"),
+        ("maximize", {"method": "dual"}, "maximize"),
+        ("maximize", {"method": "loss-based", "epochs": 3}, "train"),
+        ("flow", {"log_time": 2.0}, "flow"),
+    ],
+)
+def test_other_jobs(job: str, options: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    """What a process does with a task of another job, and with one that it has finished already."""
+    model = "deep-linear:" if options.get("method") == "dual" else "deep-linear:3"
+    plan = read_plan(
         {
-            "sweep": {"job": "maximize"},
-            "options": {**base, "epochs": 5},
-            "grid": {"method": ["spheres", "relative"]},
-        },
-        out=tmp_path / "maximize", executor="processes", jobs=1,
-    )  # fmt: skip
-    assert [t.state for t in ascents.trials] == ["finished", "finished"]
-    assert [t.load().config["kind"] for t in ascents.trials] == ["maximize", "maximize"]
-    flows = mf.sweep(
-        {"sweep": {"job": "flow"}, "options": base, "grid": {"log_time": [2, 3.0]}},
-        out=tmp_path / "flow", executor="processes", jobs=1,
-    )  # fmt: skip
-    assert [t.final["log_time"] for t in flows.trials] == pytest.approx([2, 3])
-    assert json.loads((tmp_path / "flow" / "sweep.json").read_text())["job"] == "flow"
+            "sweep": {"job": job, "out": str(tmp_path)},
+            "options": {"data": "separable:n=8,d=2", "attack": "fgm:eps=0.01", **options},
+            "grid": {"model": [model]},
+        }
+    )
+    check_trials(plan)
+    task = task_of(plan, plan.trials[0], SweepDirectory(tmp_path))
+    before = torch.get_num_threads()
+    try:
+        first = attempt(task)
+        written = (tmp_path / "trials" / plan.trials[0].name / "metrics.jsonl").read_bytes()
+        again = attempt(task)
+    finally:
+        torch.set_num_threads(before)
+    assert "error" not in first
+    assert "error" not in again
+    run = mf.load_run(tmp_path / "trials" / plan.trials[0].name)
+    assert run.config["kind"] == kind
+    assert (Path(str(run.path)) / "metrics.jsonl").read_bytes() == written
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    answer = attempt({"version": "0.0.0"})
+    assert "the sweep is of marginflow 0.0.0" in answer["error"]
+    assert "trace" not in answer

@@ -173,7 +173,7 @@ def _carry_out(
         while waiting and workers.has_room():
             trial = waiting.popleft()
             tries[trial.name] += 1
-            workers.start(_task(plan, trial, directory))
+            workers.start(task_of(plan, trial, directory))
             running += 1
         for name, answer in workers.wait():
             running -= 1
@@ -195,7 +195,8 @@ def _carry_out(
                 tell(f"{head}: failed{count}: {error}")
 
 
-def _task(plan: Plan, trial: Trial, directory: SweepDirectory) -> dict[str, Any]:
+def task_of(plan: Plan, trial: Trial, directory: SweepDirectory) -> dict[str, Any]:
+    """What :func:`marginflow.sweeps._trial.attempt` is given for a trial."""
     options = dict(trial.options)
     if plan.job != "flow":
         options.setdefault("dtype", "float32")
