@@ -210,7 +210,7 @@ class Team:
             value: (k,) or a scalar; of the same shape in all processes.
 
         Returns:
-            (size, k) or (size,), the same in all processes.
+            (N, k) or (N,) of N processes, the same in all of them.
 
         Raises:
             ProcessLostError: another process is gone.
