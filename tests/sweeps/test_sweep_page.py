@@ -55,3 +55,14 @@ def test_the_other_tables_of_the_page(tmp_path: Path) -> None:
     file.write_text(BLOCKS[0][1] + BLOCKS[-1][1], encoding="utf-8")
     plan = read_plan(file)
     assert (plan.cpus, plan.gpus, len(plan.trials)) == (4, 1, 6)
+
+
+def test_the_sweep_of_all_of_mnist_can_be_carried_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its options are checked against the data and the networks; that takes hours, so nothing is trained."""
+    file = PAGE.parents[2] / "examples" / "ten_digits.toml"
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 trials of train")
+    assert "model-cnn_eps-32: attack = fgsm:eps=32/255, model = cnn" in printed
