@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrun import torchrun
 
 SCRIPT = Path(quantities.__file__)
-DIVIDED = ("gradients", "margins", "certificates", "trainings", "in_float32")
+DIVIDED = ("gradients", "margins", "certificates", "trainings", "in_float32", "monitored")
 Results = dict[str, dict[str, Tensor]]
 
 
