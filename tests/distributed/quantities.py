@@ -239,6 +239,12 @@ def refusals() -> dict[str, Tensor]:
         lambda: mf.train("mlp:4", "digits:3,8", epochs=1, seed=_rank()),
         lambda: mf.train("mlp:4", "digits:3,8", epochs=1, out="/proc/none"),
         lambda: mf.train("mlp:4", "digits:3,8", epochs=1, shards=9),
+        lambda: mf.adversarial_margins(
+            mf.models.mlp(1, 2, 1, seed=0),
+            torch.tensor([[0.1], [0.2], [0.3], [0.4], [7.0]]),
+            torch.ones(5),
+            mf.attacks.FGSM(eps=0.1, bounds=(0, 1)),
+        ),
     ]  # fmt: skip
     for one in tries:
         try:
