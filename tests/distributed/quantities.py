@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +137,16 @@ def trainings() -> dict[str, Tensor]:
         "loss-based": lambda model: mf.train(
             model, "digits:3,8", attack="fgm:eps=0.1", epochs=10, lr="loss-based:a=0.1"
         ),
+        # More examples than are evaluated at once: the draws go on from one batch to the next.
+        "loss-based, random start, autograd": lambda model: mf.train(
+            model, "separable:n=1100,d=64,margin=0.2",
+            attack="pgd-linf:eps=0.05,steps=1,random=true", epochs=4, lr="loss-based:a=0.1",
+            engine="autograd",
+        ),
+        "loss-based, random start, fused": lambda model: mf.train(
+            model, "separable:n=1100,d=64,margin=0.2",
+            attack="pgd-linf:eps=0.05,steps=1,random=true", epochs=4, lr="loss-based:a=0.1",
+        ),
         "spheres": lambda model: mf.maximize(
             model, "digits:3,8", attack="fgsm:eps=0.1", epochs=4, batch_size=31
         ),
@@ -176,6 +189,41 @@ def in_shards() -> dict[str, Tensor]:
     return found
 
 
+class _Counting:
+    """A sink that counts what it is given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.count += len(records)
+
+    def close(self) -> None:
+        pass
+
+
+def monitored() -> dict[str, Tensor]:
+    """Measurements of a loop, recorded by processes whose clocks differ; what its sinks were given."""
+    model, x, y = _networks()["one output"]
+    sink, team = _Counting(), distributed.current()
+    out = Path(distributed.first(tempfile.mkdtemp)()) / "run"
+    with mf.Monitor(
+        model, (x, y), _ATTACKS["fgsm"], schedule="every", out=out, log=sink
+    ) as monitor:
+        if team is not None and team.rank and monitor._recorder is not None:
+            monitor._recorder._spent = 1e9  # of its seconds went into checkpoints
+        for step in range(5):
+            with torch.no_grad():
+                next(model.parameters()).mul_(1.1)
+            monitor.measure(step)
+    given = torch.tensor(float(sink.count))
+    margins = [record["normalized_margin"] for record in mf.load_run(out).metrics]
+    return {
+        "records given to sinks": given if team is None else team.each(given).sum(),
+        "margins": torch.tensor(margins, dtype=torch.float64),
+    }
+
+
 def refusals() -> dict[str, Tensor]:
     """What cannot be divided is refused in all processes alike, and they can go on."""
     said: list[str] = []
@@ -191,6 +239,12 @@ def refusals() -> dict[str, Tensor]:
         lambda: mf.train("mlp:4", "digits:3,8", epochs=1, seed=_rank()),
         lambda: mf.train("mlp:4", "digits:3,8", epochs=1, out="/proc/none"),
         lambda: mf.train("mlp:4", "digits:3,8", epochs=1, shards=9),
+        lambda: mf.adversarial_margins(
+            mf.models.mlp(1, 2, 1, seed=0),
+            torch.tensor([[0.1], [0.2], [0.3], [0.4], [7.0]]),
+            torch.ones(5),
+            mf.attacks.FGSM(eps=0.1, bounds=(0, 1)),
+        ),
     ]  # fmt: skip
     for one in tries:
         try:
@@ -212,6 +266,7 @@ PARTS = {
     "trainings": trainings,
     "in_float32": in_float32,
     "in_shards": in_shards,
+    "monitored": monitored,
     "refusals": refusals,
 }
 

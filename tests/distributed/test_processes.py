@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrun import torchrun
 
 SCRIPT = Path(quantities.__file__)
-DIVIDED = ("gradients", "margins", "certificates", "trainings", "in_float32")
+DIVIDED = ("gradients", "margins", "certificates", "trainings", "in_float32", "monitored")
 Results = dict[str, dict[str, Tensor]]
 
 
@@ -57,7 +57,8 @@ def test_what_cannot_be_divided_is_refused(several: Results) -> None:
     assert "the job: expected the same in all processes" in said
     assert "cannot write" in said
     assert "expected a power of two that the number of processes divides, got 9" in said
-    assert len(several["refusals"]) == 6
+    assert "expected values in the bounds [0, 1], got [0.1, 7]" in said
+    assert len(several["refusals"]) == 7
 
 
 def test_shards_give_the_same_bits_on_any_number_of_processes(

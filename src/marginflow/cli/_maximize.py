@@ -109,12 +109,15 @@ def _settings_of(path: Path) -> dict[str, Any]:
 
 def _way_back(out: Path) -> str | None:
     """How an interrupted run is continued, or None if nothing of it is on disk."""
+    from marginflow.distributed import apart
     from marginflow.runs import RunDirectory
 
     if not (out / "run.json").exists():
         return None
     # method loss-based is an ordinary training
-    command = "train" if RunDirectory(out).read_config().get("kind") == "train" else "maximize"
+    with apart():  # who was interrupted waits for nobody
+        kind = RunDirectory(out).read_config().get("kind")
+    command = "train" if kind == "train" else "maximize"
     return f"a checkpoint is written; continue with: marginflow {command} --resume --out {out}"
 
 

@@ -144,6 +144,8 @@ class AttackedOutputs:
         team, n = self._team, len(x)
         if team is None:
             return list(function(x, y, generator))
+        if self.attack is not None:
+            self.attack.check_bounds(x)  # so that all refuse what lies in the rows of one
         rows, source = team.rows(n), None
         if generator is not None:
             source = RowsGenerator.of(generator, rows, n)

@@ -5,9 +5,10 @@ Source: the gradient of Algorithm 1, summed over processes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -143,7 +144,8 @@ class ParallelEngine(Engine):
         if self.team is None:
             return self.own.scores(x, y, generator)
         rows, n = self.team.rows(len(y)), len(y)
-        scores = self.own.scores(x[rows], y[rows], rows_of(generator, self.team, n))
+        with divided_draws(generator, self.team, n) as source:
+            scores = self.own.scores(x[rows], y[rows], source)
         return self.team.gather(scores, n)
 
     def reach(
@@ -160,7 +162,8 @@ class ParallelEngine(Engine):
         if self.team is None:
             return self.own.reach(x, y, generator)
         rows, n = self.team.rows(len(y)), len(y)
-        scores, reach = self.own.reach(x[rows], y[rows], rows_of(generator, self.team, n))
+        with divided_draws(generator, self.team, n) as source:
+            scores, reach = self.own.reach(x[rows], y[rows], source)
         scores = self.team.gather(scores, n)
         return scores, None if reach is None else self.team.gather(reach, n)
 
@@ -222,8 +225,8 @@ class ParallelAutogradEngine(AutogradEngine):
         self, x: Tensor, y: Tensor, generator: torch.Generator | None, derivative: Derivative
     ) -> Tensor:
         rows, n = self.team.rows(len(y)), len(y)
-        source = rows_of(generator, self.team, n)
-        own = super()._perturbed(x[rows], y[rows], source, derivative)
+        with divided_draws(generator, self.team, n) as source:
+            own = super()._perturbed(x[rows], y[rows], source, derivative)
         return self.team.gather_and_ask(own.flatten(1), n).view(x.shape)
 
 
@@ -271,8 +274,9 @@ class ParallelFusedEngine(FusedEngine):
             ProcessLostError: another process is gone.
         """
         rows, n = self.team.rows(len(y)), len(y)
-        source = rows_of(generator, self.team, n)
-        return self.team.gather(super().scores(x[rows], y[rows], source), n)
+        with divided_draws(generator, self.team, n) as source:
+            scores = super().scores(x[rows], y[rows], source)
+        return self.team.gather(scores, n)
 
     def reach(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None = None
@@ -283,7 +287,8 @@ class ParallelFusedEngine(FusedEngine):
             ProcessLostError: another process is gone.
         """
         rows, n = self.team.rows(len(y)), len(y)
-        scores, reach = super().reach(x[rows], y[rows], rows_of(generator, self.team, n))
+        with divided_draws(generator, self.team, n) as source:
+            scores, reach = super().reach(x[rows], y[rows], source)
         scores = self.team.gather(scores, n)
         return scores, None if reach is None else self.team.gather(reach, n)
 
@@ -292,7 +297,8 @@ class ParallelFusedEngine(FusedEngine):
     ) -> tuple[Tensor, Tensor]:
         team, n = self.team, len(y)
         rows = team.rows(n)
-        own = self._perturbed(x[rows], y[rows], rows_of(generator, team, n))
+        with divided_draws(generator, team, n) as source:
+            own = self._perturbed(x[rows], y[rows], source)
         self.network.forward(own)
         parts = [own, *self.network.kept(own)]
         found = team.gather_and_ask(torch.cat(parts).mT, n).mT
@@ -343,9 +349,18 @@ def _added(terms: list[Tensor]) -> Tensor:
     return terms[0]
 
 
-def rows_of(generator: torch.Generator | None, team: Team, n: int) -> RowsGenerator | None:
-    """The draws of the own rows, as one process draws them for the batch."""
-    return None if generator is None else RowsGenerator.of(generator, team.rows(n), n)
+@contextlib.contextmanager
+def divided_draws(
+    generator: torch.Generator | None, team: Team, n: int
+) -> Iterator[RowsGenerator | None]:
+    """The draws of the own rows, as one process draws them for the batch.
+
+    Afterwards ``generator`` has drawn for the whole batch, and serves the next one.
+    """
+    source = None if generator is None else RowsGenerator.of(generator, team.rows(n), n)
+    yield source
+    if generator is not None and source is not None:
+        generator.set_state(source.get_state())
 
 
 def check_divisible(attack: Attack | None) -> None:

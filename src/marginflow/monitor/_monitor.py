@@ -241,7 +241,9 @@ class Monitor:
         if self._log:
             # Only now: a run that is continued has lost what is measured again.
             place = None if self._recorder is None else self._recorder.directory.path
-            self._sinks = open_sinks(self._log, place, self.run.config, records=self.records)
+            config, team = self.run.config, current()
+            if team is None or team.rank == 0:
+                self._sinks = open_sinks(self._log, place, config, records=self.records)
             self._log = ()
         told = {key: plain(key, value) for key, value in context.items()}
         self._follow_freezing()

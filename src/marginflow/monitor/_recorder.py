@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from marginflow.distributed import first
 from marginflow.errors import RunError
 from marginflow.runs import Metrics, RunDirectory, provenance
 
@@ -49,7 +50,7 @@ class Recorder:
     ) -> None:
         self.keep_weights = keep_weights
         self.records: list[dict[str, Any]] = []
-        self._continuing = resume and os.path.exists(os.path.join(out, "run.json"))
+        self._continuing = resume and first(os.path.exists)(os.path.join(out, "run.json"))
         self._began = time.monotonic()
         self._spent = 0.0
         self._unsaved: tuple[int, dict[str, Tensor]] | None = None
@@ -85,10 +86,15 @@ class Recorder:
         self._unsaved = None
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             return  # the last good checkpoint is worth more
-        if not self.keep_weights and self._spent > _SHARE * (time.monotonic() - self._began):
+        # Of several processes the first decides by its clock.
+        if not self.keep_weights and first(self._dear)():
             self._unsaved = (record["step"], _copied(model))
             return
         self._save(record["step"], _copied(model))
+
+    def _dear(self) -> bool:
+        """Whether checkpoints have taken more than their share of the time."""
+        return self._spent > _SHARE * (time.monotonic() - self._began)
 
     def close(self) -> None:
         """Save the weights of the last measurement, and release the directory."""
