@@ -31,9 +31,12 @@ def test_the_public_names() -> None:
         "draw",
         "save_figure",
         "statement",
+        "sweep_statement",
+        "sweep_table",
         "write_figures",
         "write_panels",
         "write_report",
+        "write_sweep",
     ]
     assert all(hasattr(marginflow.report, name) for name in marginflow.report.__all__)
 

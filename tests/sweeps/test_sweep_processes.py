@@ -139,7 +139,12 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     file = write_sweep_file(tmp_path, epochs=5000, certify=False)
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(file, out, "processes"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(file, out, "processes"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     good = [out / "trials" / f"lr-0.05_seed-{k}" for k in (0, 1)]
     while process.poll() is None and min(map(_step, good)) < 0:
