@@ -103,15 +103,25 @@ def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         if block.epochs is not None:
             text = EPOCHS.sub(rf"\g<1>{block.epochs}", text)
         if block.language == "python":
-            # Blank lines before it: a traceback shows the page's own lines.
-            exec(compile("\n" * block.line + text, str(page), "exec"), vars(script))
+            # Blank lines before it: a traceback shows the page's own lines. This file's own
+            # `from __future__` is none of the page's.
+            lines = "\n" * block.line + text
+            exec(compile(lines, str(page), "exec", dont_inherit=True), vars(script))
         else:
             shown = Block(block.line, block.language, text)
             assert shown.ours == shown.commands, f"{place}: a block of marginflow commands only"
             for command in shown.ours:
-                assert main(arguments_of(command)) == 0, f"{place}: {command}"
+                assert exit_code(command) == 0, f"{place}: {command}"
         ran += 1
     return ran
+
+
+def exit_code(command: str) -> int:
+    """What a command ends with, also where an option such as ``--version`` ends it early."""
+    try:
+        return main(arguments_of(command))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def arguments_of(command: str) -> list[str]:

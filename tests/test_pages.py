@@ -108,3 +108,14 @@ def test_epochs_are_replaced_where_a_page_asks_for_it(
     )
     run_page(page, tmp_path, monkeypatch)
     assert capsys.readouterr().out == "{'epochs': 3}\n"
+
+
+def test_a_page_has_its_own_future_and_may_ask_for_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\ndef f(x: int) -> int: ...\nassert f.__annotations__['x'] is int\n```\n\n"
+        "```bash\nmarginflow --version\n```\n"
+    )
+    assert run_page(page, tmp_path, monkeypatch) == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +123,28 @@ def test_it_fails_on_a_path_that_settles_on_the_svm_direction() -> None:
     verdict = appendix_b5(Evidence(forged, data))
     print(verdict.measured)
     assert verdict.outcome == "fails"
+
+
+def test_kept_weights_are_seen_on_any_network(tmp_path: Path) -> None:
+    """What is not met is the linear network, not the weights that the user did keep."""
+    run = mf.train(
+        "mlp:4", FEW, attack="fgsm:eps=0.05", epochs=3, keep_weights=True, out=tmp_path / "run"
+    )
+    measured = appendix_b5(Evidence(run)).measured
+    assert "a deep linear network" in measured
+    assert "keep_weights" not in measured
+
+
+def test_without_its_oracle_the_other_statements_are_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = quick(attack="exact-linear:p=3,eps=0.05")
+    expected = {v.statement: v.outcome for v in verify(run)}
+    monkeypatch.setitem(sys.modules, "clarabel", None)
+    verdicts = {v.statement: v for v in verify(run)}
+    alone = verdicts.pop("Appendix B.5")
+    assert alone.outcome == "not reached"
+    assert "'clarabel': pip install 'marginflow[oracles]'" in alone.advice
+    assert {name: v.outcome for name, v in verdicts.items()} == {
+        name: outcome for name, outcome in expected.items() if name != "Appendix B.5"
+    }

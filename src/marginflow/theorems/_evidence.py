@@ -148,11 +148,16 @@ class Evidence:
     @cached_property
     def points(self) -> tuple[Point, ...]:
         """The measured points whose weights were kept, if the network is deep linear."""
-        if not self.linear or not self.run.trajectory():
+        if not self.linear or not self._kept:
             return ()
         matrices = matrices_along(self.run)
         steps = {record["step"]: record for record in self.run.metrics}
         return tuple(Point(steps[step], w) for step, w in matrices.items() if step in steps)
+
+    @cached_property
+    def _kept(self) -> frozenset[int]:
+        """The measured steps whose weights were kept, of any network."""
+        return frozenset(self.run.trajectory()) & {record["step"] for record in self.run.metrics}
 
     @cached_property
     def linear(self) -> bool:
@@ -376,7 +381,7 @@ class Evidence:
 
     def has_path(self) -> Hypothesis:
         """The weights of the measured points were kept."""
-        return Hypothesis("weights kept along the path (keep_weights)", len(self.points) > 1)
+        return Hypothesis("weights kept along the path (keep_weights)", len(self._kept) > 1)
 
     def is_exact_l2(self) -> Hypothesis:
         """The perturbation is Eq. (10), as on a linear network FGM is too, or none."""

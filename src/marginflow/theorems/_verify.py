@@ -92,12 +92,12 @@ def verify(
         data_dir: folder of the MNIST files, if they are what is loaded.
 
     Returns:
-        a :class:`Verdict` for each statement, in the order of the paper.
+        a :class:`Verdict` for each statement, in the order of the paper. Without the extra
+        ``oracles`` Appendix B.5 is *not reached*, and its advice says what to install.
 
     Raises:
         RunError: no such run, or other data or another attack than those it was trained on.
         InputError: data or an attack that must be given.
-        MissingDependencyError: an oracle needs the extra ``oracles``.
 
     Examples:
         >>> import marginflow as mf

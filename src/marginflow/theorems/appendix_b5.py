@@ -7,6 +7,7 @@ import math
 import torch
 
 from marginflow.alignment import angle
+from marginflow.errors import MissingDependencyError
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Claim, Hypothesis, Verdict
 
@@ -26,10 +27,12 @@ def appendix_b5(evidence: Evidence) -> Verdict:
         and attack.bounds is None
         and attack.name in ("exact-linear", "fgsm", "fgm")
     )
-    usable = evidence.linear and exact
-    robust = (
-        robust_svm(evidence.rows, evidence.labels, evidence.eps, p=evidence.p) if usable else None
-    )
+    robust, missing = None, ""
+    if evidence.linear and exact and evidence.p != 2:
+        try:
+            robust = robust_svm(evidence.rows, evidence.labels, evidence.eps, p=evidence.p)
+        except MissingDependencyError as error:
+            missing = str(error)  # the other statements can be judged without it
     claim = Claim(
         "Appendix B.5",
         "W_Π/‖W_Π‖ tends to the solution of the robust problem with the dual norm",
@@ -49,7 +52,7 @@ def appendix_b5(evidence: Evidence) -> Verdict:
         "a tenth: the directions are told apart; the convergence is logarithmic",
     )
     if claim.inapplicable or robust is None:
-        return claim.inapplicable or claim.judge(None, "no oracle")
+        return claim.inapplicable or claim.judge(None, "no oracle", missing)
     target = torch.from_numpy(robust.direction)
     apart = angle(target, evidence.svm_direction)
     angles = [p.alignment.angle_to(target) for p in evidence.points]
