@@ -272,9 +272,13 @@ class Team:
             dist.all_gather_object(found, value)
         other = [rank for rank, one in enumerate(found) if one != found[0]]
         if other:
+            here, there = found[0], found[other[0]]
+            if isinstance(here, dict) and isinstance(there, dict):
+                differing = [k for k in here | there if here.get(k) != there.get(k)]
+                here, there = ({k: one.get(k) for k in differing} for one in (here, there))
             raise InputError(
-                f"{what}: expected the same in all processes, got {found[0]!r} in process 0 and "
-                f"{found[other[0]]!r} in process {other[0]}; every process must call the same functions "
+                f"{what}: expected the same in all processes, got {here!r} in process 0 and "
+                f"{there!r} in process {other[0]}; every process must call the same functions "
                 "with the same arguments"
             )
 

@@ -54,7 +54,9 @@ def test_what_cannot_be_divided_is_refused(several: Results) -> None:
     assert "does not depend on the rest of its batch" in said
     assert "the gradient flow works in one process" in said
     assert "training several seeds works in one process" in said
-    assert "the job: expected the same in all processes" in said
+    assert (
+        "the job: expected the same in all processes, got {'seed': 0} in process 0 and {'seed': 1} in"
+    ) in said
     assert "cannot write" in said
     assert "expected a power of two that the number of processes divides, got 9" in said
     assert "expected values in the bounds [0, 1], got [0.1, 7]" in said
