@@ -19,6 +19,7 @@ from sweep_of_twelve import (
     carry_out,
     check_eleven_and_one,
     command,
+    interrupt,
     kill_and_resume,
     write_sweep_file,
 )
@@ -77,26 +78,7 @@ def test_a_worker_that_is_killed_is_a_failure_of_its_trial_only(tmp_path: Path) 
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    file = write_sweep_file(tmp_path, epochs=20_000, certify=False)
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(file, out, "ray"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what it runs in the background with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    good = [out / "trials" / f"lr-0.05_seed-{k}" for k in (0, 1)]
-    while process.poll() is None and min(map(_step, good)) < 0:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=90)
-    assert process.returncode == 130, error
-    assert "continue with: marginflow sweep" in error
-    assert "Traceback" not in error
-    assert min(map(_step, good)) > 0, "each running trial has left a checkpoint"
+    interrupt(tmp_path, "ray", epochs=20_000)
 
 
 def test_what_no_machine_here_can_run_is_refused_before_anything_is_written(
@@ -131,11 +113,6 @@ def test_ray_tells_nobody_of_its_use(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [["finished", "finished"], True]
-
-
-def _step(run: Path) -> int:
-    steps = (int(p.stem.removeprefix("step-")) for p in run.glob("checkpoints/step-*.json"))
-    return max(steps, default=-1)
 
 
 def _holder(lock: Path) -> int:

@@ -108,6 +108,37 @@ def kill_and_resume(
     return done
 
 
+def interrupt(folder: Path, executor: str, *, epochs: int) -> Path:
+    """Ctrl-C while two trials run: each leaves a checkpoint. The folder of the sweep."""
+    file = write_sweep_file(folder, epochs=epochs, certify=False)
+    out = folder / "out"
+    process = subprocess.Popen(
+        command(file, out, executor),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    good = [out / "trials" / f"lr-0.05_seed-{k}" for k in (0, 1)]
+    while process.poll() is None and min(map(last_step, good)) < 0:
+        time.sleep(0.01)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=90)
+    assert process.returncode == 130, error
+    assert "continue with: marginflow sweep" in error
+    assert "Traceback" not in error
+    assert min(map(last_step, good)) > 0, "each running trial has left a checkpoint"
+    return out
+
+
+def last_step(run: Path) -> int:
+    """Of the checkpoints in a run directory; −1 without any."""
+    steps = (int(p.stem.removeprefix("step-")) for p in run.glob("checkpoints/step-*.json"))
+    return max(steps, default=-1)
+
+
 def _state(out: Path, name: str) -> dict[str, tuple[int, int]]:
     """When each file of the trial was written, and how long it is."""
     folder = out / "trials" / name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -17,9 +16,10 @@ from sweep_of_twelve import (
     BAD,
     attempts,
     check_eleven_and_one,
-    command,
     finished,
+    interrupt,
     kill_and_resume,
+    last_step,
     write_sweep_file,
 )
 
@@ -107,7 +107,7 @@ def test_a_half_done_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         executor_pids.extend(self.pids)
 
     def kill() -> None:
-        while _step(trial) < 1:
+        while last_step(trial) < 1:
             time.sleep(0.005)
         os.kill(executor_pids[0], signal.SIGKILL)
 
@@ -130,33 +130,8 @@ def test_a_half_done_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     ).read_bytes()
 
 
-def _step(run: Path) -> int:
-    steps = (int(p.stem.removeprefix("step-")) for p in run.glob("checkpoints/step-*.json"))
-    return max(steps, default=-1)
-
-
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    file = write_sweep_file(tmp_path, epochs=5000, certify=False)
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(file, out, "processes"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what it runs in the background with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    good = [out / "trials" / f"lr-0.05_seed-{k}" for k in (0, 1)]
-    while process.poll() is None and min(map(_step, good)) < 0:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert "continue with: marginflow sweep" in error
-    assert "Traceback" not in error
-    assert min(map(_step, good)) > 0, "each running trial has left a checkpoint"
-    assert finished(out) == []
+    assert finished(interrupt(tmp_path, "processes", epochs=5000)) == []
 
 
 def test_a_sweep_is_resumed_with_more_trials_but_not_with_others(tmp_path: Path) -> None:
