@@ -3,6 +3,8 @@
 # make test-extras  other people's libraries, the report in a browser; two environments of their own
 # make package      wheel and source distribution in dist/, checked, and the wheel in an empty environment
 # make docs         the documentation site, in site/
+# make audit        known vulnerabilities of every pinned package, where the databases can be reached
+# make lock         the sums of all files of every pinned package, from the package index
 # make bench        short runs of all benchmarks, beside those libraries, in the same environment
 
 PYTHON ?= python3
@@ -15,7 +17,18 @@ BIN := $(VENV)/bin
 # The real MNIST files; tests need them, and `mf.load("mnist")` fetches them if this is empty.
 export MARGINFLOW_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo test lint test-extras package docs bench clean
+# $(1): an environment, $(2): its constraints, $(3): given where torch is among them. Installed is what they list and nothing else, each file by its SHA-256 sum,
+# and no package is built from its source, which would run code that no sum names.
+PINNED = install --quiet --require-hashes --no-deps --only-binary :all: --requirement
+define environment
+	$(PYTHON) -m venv --clear $(1)
+	@$(if $(3),$(1)/bin/pip $(PINNED) constraints-cpu.txt 2>/dev/null || true)
+	$(1)/bin/pip $(PINNED) $(2)
+	@! $(1)/bin/pip show torch 2>/dev/null | grep -q '^Requires:.*nvidia-' || $(1)/bin/pip $(PINNED) constraints-cuda.txt
+endef
+ourselves = $(1)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+
+.PHONY: demo test lint test-extras package docs audit lock bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -27,8 +40,8 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff format --check src tests benchmarks examples docs-site
-	$(BIN)/ruff check src tests benchmarks examples docs-site
+	$(BIN)/ruff format --check src tests benchmarks examples docs-site tools
+	$(BIN)/ruff check src tests benchmarks examples docs-site tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
@@ -46,44 +59,50 @@ site/index.html: $(DOCS)/.installed mkdocs.yml $(shell find docs docs-site examp
     CONTRIBUTING.md CHANGELOG.md
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
+# Tolerant of a machine without a network: it says what was not audited.
+audit: $(PACKAGE)/.installed
+	$(PACKAGE)/bin/python tools/audit.py
+
+lock: $(PACKAGE)/.installed
+	$(PACKAGE)/bin/python tools/lock.py
+
 # One after another: they are timed.
 bench: $(EXTRAS)/.installed
 	@for script in $(sort $(wildcard benchmarks/[!_]*.py)); do \
 	  echo "== $$script --short"; $(EXTRAS)/bin/python $$script --short || exit 1; echo; \
 	done
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "marginflow needs Python 3.11 or newer; run make PYTHON=python3.11 …" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable '.[dev]'
+	$(call environment,$(VENV),constraints.txt,torch)
+	$(call ourselves,$(VENV))
+	$(BIN)/pip check
 	touch $@
 
-$(EXTRAS)/.installed: pyproject.toml constraints.txt constraints-extras.txt
-	$(PYTHON) -m venv --clear $(EXTRAS)
-	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt torch --editable '.[dev,attack-libraries,browser]'
-	$(EXTRAS)/bin/pip install --quiet --constraint constraints-extras.txt --no-deps auto-LiRPA appdirs pyyaml ninja tqdm
+# pip check would complain: auto-LiRPA asks for torch below 1.13, torchattacks for a torchvision that it never imports.
+$(EXTRAS)/.installed: pyproject.toml constraints-extras.txt constraints-cpu.txt constraints-cuda.txt
+	$(call environment,$(EXTRAS),constraints-extras.txt,torch)
+	$(call ourselves,$(EXTRAS))
 	touch $@
 
 # torchattacks pins a requests that mlflow refuses: the two cannot share an environment.
-$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrations.txt
-	$(PYTHON) -m venv --clear $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt torch --editable '.[dev,integrations]'
+$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrations.txt constraints-cpu.txt constraints-cuda.txt
+	$(call environment,$(INTEGRATIONS),constraints-integrations.txt,torch)
+	$(call ourselves,$(INTEGRATIONS))
+	$(INTEGRATIONS)/bin/pip check
 	touch $@
 
 # Without torch: what is built is installed into an environment of its own by the tests.
 $(PACKAGE)/.installed: constraints-package.txt
-	$(PYTHON) -m venv --clear $(PACKAGE)
-	$(PACKAGE)/bin/pip install --quiet --constraint constraints-package.txt \
-	  build check-wheel-contents hatchling mypy pytest twine
+	$(call environment,$(PACKAGE),constraints-package.txt)
+	$(PACKAGE)/bin/pip check
 	touch $@
 
 # The package itself is not installed: its docstrings are read from src/.
 $(DOCS)/.installed: pyproject.toml constraints-docs.txt
-	$(PYTHON) -m venv --clear $(DOCS)
-	$(DOCS)/bin/pip install --quiet --constraint constraints-docs.txt \
-	  $$($(DOCS)/bin/python -c 'import tomllib; \
-	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	$(call environment,$(DOCS),constraints-docs.txt)
+	$(DOCS)/bin/pip check
 	touch $@
 
 clean:

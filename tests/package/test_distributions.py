@@ -6,6 +6,7 @@ import email.message
 import email.parser
 import hashlib
 import importlib.metadata
+import re
 import sys
 import tarfile
 import zipfile
@@ -87,9 +88,9 @@ def test_the_metadata(built: Built) -> None:
 def test_the_tools_are_those_of_the_tested_environments() -> None:
     here, base = (
         dict(
-            line.split("==")
-            for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
-            if "==" in line
+            re.findall(
+                r"^([\w.-]+)==([^\s\\]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+            )
         )
         for name in ("constraints-package.txt", "constraints.txt")
     )
