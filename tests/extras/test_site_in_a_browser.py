@@ -82,7 +82,8 @@ def search(page: Any, width: str, words: str) -> list[str]:
     box.press_sequentially(words)
     results = page.locator(".md-search-result__item a.md-search-result__link")
     results.first.wait_for(timeout=20_000)
-    return [link.get_attribute("href") for link in results.all()]
+    # In one go: results are still being added and exchanged while they are read.
+    return results.evaluate_all("links => links.map(link => link.getAttribute('href'))")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
