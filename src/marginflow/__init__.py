@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from marginflow.runs import Run, load_run
     from marginflow.sweeps import Sweep, sweep
     from marginflow.theorems import Audit, Verdict, audit, verify
-    from marginflow.workflow import Flow, gradient_flow, maximize, train, train_seeds
+    from marginflow.workflow import (
+        Flow,
+        Rerun,
+        gradient_flow,
+        maximize,
+        rerun,
+        train,
+        train_seeds,
+    )
 
 # Loaded on first use: `import marginflow` and `marginflow --help` do not wait for torch.
 _HOME = {
@@ -55,6 +63,7 @@ _HOME = {
     "Monitor": "monitor",
     "NearestKKTPoint": "kkt",
     "Overfitting": "overfitting",
+    "Rerun": "workflow",
     "Run": "runs",
     "Sweep": "sweeps",
     "Verdict": "theorems",
@@ -71,6 +80,7 @@ _HOME = {
     "measure_homogeneity": "homogeneity",
     "nearest_kkt_point": "kkt",
     "normalized_network": "homogeneity",
+    "rerun": "workflow",
     "sweep": "sweeps",
     "train": "workflow",
     "train_seeds": "workflow",
@@ -101,6 +111,7 @@ __all__ = [
     "Monitor",
     "NearestKKTPoint",
     "Overfitting",
+    "Rerun",
     "Run",
     "Sweep",
     "Verdict",
@@ -126,6 +137,7 @@ __all__ = [
     "nearest_kkt_point",
     "normalized_network",
     "references",
+    "rerun",
     "sweep",
     "train",
     "train_seeds",

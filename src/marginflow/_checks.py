@@ -5,10 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from marginflow.errors import InputError, MissingDependencyError, SpecificationError
+
+_LARGEST = 2**63 - 1  # what PyTorch takes as an integer
 
 
 def optional(
@@ -39,12 +44,12 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> SpecificationError:
 
 
 def real(name: str, value: object, *, least: float = -math.inf, above: float = -math.inf) -> float:
-    """``value`` as a finite float with ``value >= least`` and ``value > above``.
+    """``value`` as a finite float with ``value >= least`` and ``value > above``; NumPy's numbers too.
 
     Raises:
         InputError: not a number, NaN, infinite or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name}: expected a number, got {value!r}")
     try:
         number = float(value)
@@ -59,17 +64,47 @@ def real(name: str, value: object, *, least: float = -math.inf, above: float = -
     return number
 
 
-def whole(name: str, value: object, *, least: int) -> int:
-    """``value`` as an integer of at least ``least``.
+def whole(name: str, value: object, *, least: int, most: int = _LARGEST) -> int:
+    """``value`` as an integer from ``least`` to ``most``; NumPy's integers too.
 
     Raises:
-        InputError: not an integer, or too small.
+        InputError: not an integer, too small or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {value}")
-    return value
+    number = int(value)
+    if number < least:
+        raise InputError(f"{name}: expected a whole number of at least {least}, got {number}")
+    if number > most:
+        raise InputError(f"{name}: expected a whole number of at most {most}, got {number}")
+    return number
+
+
+def instance(name: str, value: object, kind: Any, expected: str) -> None:
+    """Refuse a ``value`` that is not of the type ``kind``, or of one of several.
+
+    Raises:
+        InputError: the message says what was ``expected``.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{name}: expected {expected}, got {_shown(value)}")
+
+
+def place(name: str, value: object) -> Path:
+    """``value`` as a path.
+
+    Raises:
+        InputError: neither text nor a path, or one with a NUL character.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise InputError(f"{name}: expected a path without NUL characters, got {_shown(value)}")
+    return Path(text)
+
+
+def _shown(value: object) -> str:
+    """A short text as it is, of other things the type."""
+    return repr(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
 def choice(name: str, value: object, valid: Iterable[str]) -> str:

@@ -76,6 +76,16 @@ def parse(text: str, kind: str) -> Spec:
     return Spec(text, name.strip().lower(), rest, tuple(args), options)
 
 
+def _plain(value: str) -> None:
+    """Refuse what Python takes for a number, but nobody writes: ``1_000`` and digits of other scripts.
+
+    Raises:
+        ValueError: an underscore, or a character beyond ASCII.
+    """
+    if "_" in value or not value.isascii():
+        raise ValueError
+
+
 def number(value: str, where: str) -> float:
     """A finite decimal number or a fraction ``a/b``.
 
@@ -84,6 +94,7 @@ def number(value: str, where: str) -> float:
     """
     top, slash, bottom = value.partition("/")
     try:
+        _plain(value)
         result = float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError):
         raise SpecificationError(
@@ -101,6 +112,7 @@ def integer(value: str, where: str) -> int:
         SpecificationError: anything else.
     """
     try:
+        _plain(value)
         return int(value)
     except ValueError:
         raise SpecificationError(f"{where}: expected a whole number, got {value!r}") from None

@@ -109,8 +109,15 @@ def measure_alignment(layers: nn.Module | tuple[Tensor, ...]) -> Alignment:
         ModelError: not a deep linear network, or a zero layer.
     """
     matrices = linear_layers(layers) if isinstance(layers, nn.Module) else layers
+    if not matrices or not all(isinstance(w, Tensor) and w.ndim == 2 for w in matrices):
+        raise ModelError(
+            "alignment: expected a network, or its matrices as tensors with two axes, got "
+            f"{type(layers).__name__}"
+        )
     frobenius, spectral, left, right, tails = [], [], [], [], []
     for k, w in enumerate(matrices, start=1):
+        if not bool(w.isfinite().all()):
+            raise ModelError(f"alignment: the weights of layer {k} are not finite")
         u, s, vh = torch.linalg.svd(w, full_matrices=False)
         if not bool(s[0] > 0):
             raise ModelError(f"alignment: layer {k} is 0 and has no direction")

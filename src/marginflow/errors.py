@@ -12,6 +12,7 @@ MarginflowError
 ├── StorageError                   the disk is full, read-only or otherwise refuses (also an OSError)
 ├── MissingDependencyError         an optional package is not installed (also an ImportError)
 ├── DivergedError                  training met NaN or infinity (also an ArithmeticError)
+├── OutOfMemoryError               the memory does not hold what was asked for (also a MemoryError)
 └── ProcessLostError               a process of a data-parallel job is gone (also a ConnectionError)
 """
 
@@ -113,6 +114,27 @@ class DivergedError(MarginflowError, ArithmeticError):
         super().__init__(message)
         self.step = step
         self.epoch = epoch
+
+
+class OutOfMemoryError(MarginflowError, MemoryError):
+    """The memory, of the machine or of the GPU, does not hold what was asked for.
+
+    Args:
+        message: what was done, and the batch size to try.
+        batch_size: the batch size to try, if a smaller one helps.
+        asked: the bytes that were refused, if they are known.
+
+    Attributes:
+        batch_size: the batch size to try, or None.
+        asked: the bytes that were refused, or None.
+    """
+
+    def __init__(
+        self, message: str, batch_size: int | None = None, asked: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.batch_size = batch_size
+        self.asked = asked
 
 
 class ProcessLostError(MarginflowError, ConnectionError):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from marginflow._checks import instance
 from marginflow.errors import InputError, ModelError, NotHomogeneousError
 
 # A homogeneous network obeys its law to rounding (about 1e-14 in float64 for the depths
@@ -28,6 +29,8 @@ from marginflow.errors import InputError, ModelError, NotHomogeneousError
 _TOLERANCE = 1e-9
 _SCALES = (2.0, 0.5, 3.0)
 _PROBES = 16
+# A parameter whose largest entry has a binary exponent beyond this is probed in units of its own.
+_FAR = 30
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ def measure_homogeneity(
     ``a^{c_k} f``. The model itself is not changed: its weights, buffers, mode,
     gradients and the random state stay as they are.
 
+    The size of the weights plays no part: a parameter whose largest entry is beyond 1e9 or below
+    1e-9 is brought to about 1 for the probes, so that no product leaves the range of float64,
+    and nothing looks linear (a tanh, say) for being small.
+
     Args:
         model: any module that maps x to outputs (n,), (n, 1) or (n, C).
         x: some inputs, (n, …); a few are used as probes.
@@ -157,6 +164,7 @@ def measure_homogeneity(
         >>> mf.measure_homogeneity(model, data.x).degrees
         (4, 2, 1)
     """
+    instance("model", model, nn.Module, "a torch.nn.Module")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ModelError("the model has no trainable parameter; nothing to measure")
@@ -198,6 +206,50 @@ def normalized_network(model: nn.Module, homogeneity: Homogeneity) -> nn.Module:
     return normalized
 
 
+def within_range(model: nn.Module, homogeneity: Homogeneity) -> tuple[nn.Module, float]:
+    """The network in units in which its outputs are numbers of its dtype: ``f = 2^s · f̃``.
+
+    At weights of 1e30 the products of two layers overflow float32, at 1e-30 they underflow. Where
+    ``Σ c_k |log2 ρ_k|``, which bounds the exponent of every product of layers, exceeds half the range
+    of the dtype, f̃ is a copy whose layers are divided by powers of two, to norms in [1, 2). That
+    rounds nothing and leaves every scale-invariant perturbation as it is (Lemma 3).
+
+    Source: marginflow.
+
+    Args:
+        model: the network; it is not changed.
+        homogeneity: its layers.
+
+    Returns:
+        the network itself and 0 where nothing is in danger, else the copy and ``s = Σ c_k e_k``.
+    """
+    exponents = [_exponent(norm) for norm in homogeneity.norms(model).tolist()]
+    reach = sum(abs(e) * c for e, c in zip(exponents, homogeneity.degrees, strict=True))
+    parameters = dict(model.named_parameters())
+    dtype = parameters[homogeneity.layers[0].name].dtype
+    if reach <= math.log2(torch.finfo(dtype).max) / 2:
+        return model, 0.0
+    scaled = copy.deepcopy(model)
+    named = dict(scaled.named_parameters())
+    with torch.no_grad():
+        for layer, e in zip(homogeneity.layers, exponents, strict=True):
+            for name in layer.parameters:
+                named[name].copy_(_times_power_of_two(named[name], -e))
+    shift = sum(c * e for c, e in zip(homogeneity.degrees, exponents, strict=True))
+    return scaled, shift
+
+
+def _exponent(norm: float) -> int:
+    """``floor(log2(norm))``, 0 for what is 0 or not finite."""
+    return math.frexp(norm)[1] - 1 if norm > 0 and math.isfinite(norm) else 0
+
+
+def _times_power_of_two(p: Tensor, exponent: int) -> Tensor:
+    """``p · 2^exponent`` in halves: the power itself may be outside the range of the dtype."""
+    half = exponent // 2
+    return p * 2.0**half * 2.0 ** (exponent - half)
+
+
 def power(norm: float, degree: float) -> float:
     """``norm^degree``, infinite where it overflows.
 
@@ -236,7 +288,8 @@ class _Probe:
         # Zero parameters (a bias before training) hide their degree: give them a value.
         generator = torch.Generator().manual_seed(0)
         self.parameters = {
-            name: _filled(p.detach().double(), generator) for name, p in model.named_parameters()
+            name: _of_usual_size(_filled(p.detach().double(), generator))
+            for name, p in model.named_parameters()
         }
         self.buffers = {
             name: b.detach().double() if b.is_floating_point() else b.detach().clone()
@@ -371,6 +424,12 @@ def _filled(p: Tensor, generator: torch.Generator) -> Tensor:
     if bool(p.any()):
         return p
     return (0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)).to(p.device)
+
+
+def _of_usual_size(p: Tensor) -> Tensor:
+    """``p``, or where it is very large or small ``p`` by the power of two that brings it to about 1."""
+    exponent = _exponent(float(p.abs().max())) if p.numel() else 0
+    return p if abs(exponent) <= _FAR else _times_power_of_two(p, -exponent)
 
 
 def _probe_inputs(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,9 +17,36 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from marginflow._checks import unknown
+from marginflow._checks import instance, unknown
 from marginflow._logmath import greatest, log_mean_exp, log_softplus_neg
 from marginflow.errors import DataError, InputError
+
+
+def check_examples(x: Tensor, y: Tensor) -> None:
+    """Refuse examples and labels that no network takes, before one is asked.
+
+    Args:
+        x: examples, (n, …), n ≥ 1: dense real numbers.
+        y: labels, (n,).
+
+    Raises:
+        InputError: no tensors.
+        DataError: none or complex or sparse ones, or another number of labels.
+    """
+    for name, value in (("x", x), ("y", y)):
+        instance(name, value, Tensor, "a tensor (torch.as_tensor makes one)")
+        if value.layout != torch.strided or value.is_complex():
+            raise DataError(
+                f"{name}: expected dense real numbers, got {value.dtype} stored as {value.layout}"
+            )
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise DataError(
+            f"expected at least one example, in the shape (n, …) with n ≥ 1, got {tuple(x.shape)}"
+        )
+    if y.shape != x.shape[:1]:
+        raise DataError(
+            f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
+        )
 
 
 def check_labels(outputs: Tensor, y: Tensor) -> bool:

@@ -5,20 +5,24 @@ Source: the normalised adversarial margins of Section 3.2.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import whole
+from marginflow._checks import instance, whole
+from marginflow._finite import finite_examples
+from marginflow._memory import memory_watched
 from marginflow.attacks import Attack
 from marginflow.certified import CertifiedMargins, Method, certified_margins, check_attack
 from marginflow.engine import AttackedOutputs, EngineName
-from marginflow.errors import DataError, InputError, ModelError
-from marginflow.homogeneity import Homogeneity, measure_homogeneity, power
-from marginflow.losses import Loss, get_loss, margins_of
+from marginflow.errors import InputError, ModelError
+from marginflow.homogeneity import Homogeneity, measure_homogeneity, power, within_range
+from marginflow.losses import Loss, check_examples, get_loss, margins_of
+
+# The range of ρ in which margins and what is made of them stay normal numbers of float64.
+_LEAST, _MOST = 1e-290, 1e290
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,9 @@ class Margins:
         Raises:
             ModelError: the margins were taken with ``normalize=False``.
         """
-        return self.values / power(self._required(self.total_norm), self._required(self.order))
+        # In two halves: ‖W‖^K may overflow where the quotient does not.
+        half = power(self._required(self.total_norm), self._required(self.order) / 2)
+        return self.values / half / half
 
     @property
     def min(self) -> float:
@@ -184,6 +190,11 @@ def adversarial_margins(
     Computed in the model's dtype, batch by batch: memory is bounded by ``batch_size``.
     The model's mode, gradients and the random state stay as they are.
 
+    Accurate to the rounding of the dtype for every scale of the layers at which ρ is between 1e-290 and
+    1e290, in float32 too: where products of layers would leave its range, they are taken of layers divided
+    by powers of two, which changes no bit of ``normalized``. With ``normalize=False``
+    nothing is scaled: what leaves the range of the dtype is 0, infinite or NaN.
+
     Args:
         model: maps (n, …) to outputs (n,), (n, 1) or (n, C).
         x: examples, (n, …); moved to the model's dtype and device batch by batch.
@@ -202,11 +213,13 @@ def adversarial_margins(
 
     Raises:
         NotHomogeneousError: the network cannot be normalised (and ``normalize`` is True).
-        DataError: labels, shapes or bounds that do not fit, no examples.
+        DataError: labels, shapes or bounds that do not fit, no examples, NaN or infinity in x.
+        OutOfMemoryError: with the batch size to try.
         InputError: batch_size below 1; bounds without an attack or of a finite set.
         MissingDependencyError: ``certified`` needs auto-LiRPA, which is not installed.
-        ModelError: ``engine="fused"`` where it does not apply; a network that cannot be bounded; a bound
-            above an attacked margin, which only an unsound library can give.
+        ModelError: margins that are not finite; ``engine="fused"`` where it does not apply; ρ outside
+            1e-290 … 1e290 (a layer is 0, say); a network that cannot be bounded; a bound above an attacked
+            margin, which only an unsound library can give.
 
     Examples:
         >>> import marginflow as mf
@@ -220,6 +233,7 @@ def adversarial_margins(
     """
     if certified is not None:
         check_attack(attack, certified)
+    finite_examples("x", x)
     found = clean_and_adversarial(
         model,
         x,
@@ -233,9 +247,23 @@ def adversarial_margins(
         engine=engine,
         clean=False,
     )[1]
+    _check_finite(found)
     if certified is None or attack is None:
         return found
     return sandwiched(found, certified_margins(model, x, y, attack, method=certified), model)
+
+
+def _check_finite(found: Margins) -> None:
+    """Refuse margins that are no numbers, with the first example."""
+    finite = torch.isfinite(found.values)
+    if bool(finite.all()):
+        return
+    places = torch.nonzero(~finite).flatten().tolist()
+    raise ModelError(
+        f"expected finite margins, got {float(found.values[places[0]]):g} for {len(places)} of "
+        f"{len(finite)} examples, the first of them x[{places[0]}]; check the weights, and evaluate "
+        "the model there (float64 has more room)"
+    )
 
 
 def sandwiched(found: Margins, bounds: CertifiedMargins, model: nn.Module) -> Margins:
@@ -301,44 +329,55 @@ def clean_and_adversarial(
         clean: whether to measure at x too.
     """
     whole("batch_size", batch_size, least=1)
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise DataError("expected at least one example, got none")
-    if y.shape != x.shape[:1]:
-        raise DataError(
-            f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
+    seed = whole("seed", seed, least=0)
+    instance("model", model, nn.Module, "a torch.nn.Module")
+    check_examples(x, y)
+    if attack is not None:
+        instance(
+            "attack", attack, Attack, "an attack (mf.attacks.build makes one of a specification)"
         )
     if normalize and homogeneity is None:
         homogeneity = measure_homogeneity(model, x)
     scorer = None if loss is None else get_loss(loss)
+    rho, total, order, shift = None, None, None, 0.0
+    if homogeneity is not None:
+        rho = homogeneity.norm_product(model)
+        if not _LEAST <= rho <= _MOST:
+            raise ModelError(
+                f"the product of the layer norms is {rho:g}; expected one between {_LEAST:g} and "
+                f"{_MOST:g} (a layer is 0, not finite, or very small or large): scale the layers, which "
+                "changes no normalised margin"
+            )
+        total, order = homogeneity.total_norm(model), homogeneity.order
+        model, shift = within_range(model, homogeneity)
     like = next(iter(model.parameters()), x)
     generator = torch.Generator().manual_seed(seed)
     outputs_at = AttackedOutputs(model, attack, x.shape[1:], engine=engine)
-    both: tuple[list[Tensor], list[Tensor]] = ([], [])
-    scores: tuple[list[Tensor], list[Tensor]] = ([], [])
-    dead = []
-    for start in range(0, x.shape[0], batch_size):
-        # A copy: a model may work in place on what it is given.
-        xb = x[start : start + batch_size].to(like, copy=True)
-        yb = y[start : start + batch_size].to(like.device)
-        if clean:
-            before, after, still = outputs_at.with_clean(xb, yb, generator)
-        else:
-            after, still = outputs_at(xb, yb, generator)
-            before = after
-        dead.append(still.cpu())
-        for k, outputs in enumerate((before, after) if clean else (after,)):
-            both[k].append(margins_of(outputs, yb).double().cpu())
-            if scorer is not None:
-                scores[k].append(scorer.scores(outputs, yb).double().cpu())
-    rho, total, order = None, None, None
-    if homogeneity is not None:
-        rho = homogeneity.norm_product(model)
-        if rho == 0 or not math.isfinite(rho):
-            raise ModelError(f"the product of the layer norms is {rho}; a layer is 0 or not finite")
-        total, order = homogeneity.total_norm(model), homogeneity.order
+    # One place for all results: small ones kept between the passes would keep the heap apart.
+    both = torch.empty(2, len(x), dtype=torch.float64)
+    scores = torch.empty(2, 0 if scorer is None else len(x), dtype=torch.float64)
+    dead = torch.empty(len(x), dtype=torch.bool)
+    with memory_watched("measuring margins", min(batch_size, len(x))):
+        for start in range(0, x.shape[0], batch_size):
+            # A copy: a model may work in place on what it is given.
+            xb = x[start : start + batch_size].to(like, copy=True)
+            yb = y[start : start + batch_size].to(like.device)
+            if clean:
+                before, after, still = outputs_at.with_clean(xb, yb, generator)
+            else:
+                after, still = outputs_at(xb, yb, generator)
+                before = after
+            part = slice(start, start + batch_size)
+            dead[part] = still
+            for k, outputs in enumerate((before, after) if clean else (after,)):
+                if shift:
+                    outputs = outputs.double() * 2.0**shift
+                both[k, part] = margins_of(outputs, yb).double().cpu()
+                if scorer is not None:
+                    scores[k, part] = scorer.scores(outputs, yb).double().cpu()
     untouched = torch.zeros(x.shape[0], dtype=torch.bool)
     found = []
-    for k, inert in enumerate((untouched, torch.cat(dead)) if clean else (torch.cat(dead),)):
-        log_loss = None if scorer is None else float(scorer.log_mean(torch.cat(scores[k])))
-        found.append(Margins(torch.cat(both[k]), rho, total, order, inert, log_loss))
+    for k, inert in enumerate((untouched, dead) if clean else (dead,)):
+        log_loss = None if scorer is None else float(scorer.log_mean(scores[k]))
+        found.append(Margins(both[k], rho, total, order, inert, log_loss))
     return found[0], found[-1]

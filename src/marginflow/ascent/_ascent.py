@@ -181,7 +181,7 @@ class Ascent(Trainer):
         result = self.engine(part.x, part.y, self.generator(), of_log=True)
         log_loss = float(result.loss)
         if not math.isfinite(log_loss):
-            raise self.divergence(result)
+            raise self.divergence(result, part.rows)
         if part.rows is not None:
             self.seen[part.rows] = result.margins.detach()
         self.learning_rate = self.method.rate(self)
@@ -229,8 +229,8 @@ class Ascent(Trainer):
             return result.gradients
         return tuple(g + share * t for g, t in zip(result.gradients, theirs, strict=True))
 
-    def divergence(self, result: LossGradient) -> DivergedError:
-        """The error that says why the next step cannot be taken."""
+    def divergence(self, result: LossGradient, rows: Tensor | None = None) -> DivergedError:
+        """The error that says why the next step cannot be taken; arguments as for a trainer."""
         largest = float(result.margins.abs().max())
         if math.isfinite(largest) and self.loss.overflows(result.margins):
             step, epoch = self.step + 1, self.epoch + 1
@@ -241,4 +241,4 @@ class Ascent(Trainer):
                 step,
                 epoch,
             )
-        return super().divergence(result)
+        return super().divergence(result, rows)

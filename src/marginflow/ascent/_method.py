@@ -147,6 +147,31 @@ class Method(Rate):
         """
         return {}
 
+    def check(self, trainer: Trainer) -> None:
+        """Refuse an ordinary training.
+
+        Args:
+            trainer: the training.
+
+        Raises:
+            InputError: a trainer that is no :class:`Ascent`.
+        """
+        as_ascent(trainer)
+
+    def check_margins(self, ascent: Ascent) -> None:
+        """Refuse a network that is dead on half of the examples, before anything is written.
+
+        Args:
+            ascent: the ascent, before its first step; it looks at every example once.
+
+        Raises:
+            ModelError: half of the margins are 0.
+        """
+        if self.tau is not None:
+            ascent.look()
+            self._rescale(ascent)
+            self.state = {}
+
     def begin(self, trainer: Trainer) -> None:
         """Bring every layer to norm 1, which changes no decision, and meet every example once.
 

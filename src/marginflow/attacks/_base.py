@@ -194,8 +194,16 @@ class Attack(ABC):
         Args:
             query: the model and its examples, (n, …).
             generator: of a random start.
+
+        Raises:
+            InputError: an attack of one's own gives something else than finite numbers of the shape,
+                dtype and device of x, with the dead inputs as (n,) bool.
         """
-        delta, dead = self._perturb(query, generator)
+        answer = self._perturb(query, generator)
+        # Ours are tested; a pass over δ would cost more than a step of a small network.
+        if not type(self).__module__.startswith("marginflow."):
+            answer = self._checked(query, answer)
+        delta, dead = answer
         delta = self._admit(query.x, delta)
         return Perturbation(delta if query.total else delta.detach(), dead, query.clean)
 
@@ -217,6 +225,54 @@ class Attack(ABC):
                 f"examples: expected values in the bounds [{self.bounds[0]:g}, {self.bounds[1]:g}], got "
                 f"[{float(least):g}, {float(most):g}]; scale the data or drop the bounds"
             )
+
+    def _checked(self, query: Query, answer: object) -> tuple[Tensor, Tensor]:
+        """``answer`` if it is what :meth:`_perturb` promises.
+
+        Raises:
+            InputError: it is not.
+        """
+        x, who = query.x, f"the attack {self.name!r}"
+        if (
+            not isinstance(answer, tuple)
+            or len(answer) != 2
+            or not all(isinstance(part, Tensor) for part in answer)
+        ):
+            raise InputError(
+                f"{who}: expected _perturb to return two tensors (δ, dead inputs), got "
+                f"{type(answer).__name__}"
+            )
+        delta, dead = answer
+        if (delta.shape, delta.dtype, delta.device) != (x.shape, x.dtype, x.device):
+            raise InputError(
+                f"{who}: expected δ of the shape, dtype and device of query.x, "
+                f"{tuple(x.shape)} {x.dtype} on {x.device}, got {tuple(delta.shape)} {delta.dtype} on "
+                f"{delta.device}; start from query.x.new_zeros(query.x.shape)"
+            )
+        if (dead.shape, dead.dtype, dead.device) != (x.shape[:1], torch.bool, x.device):
+            raise InputError(
+                f"{who}: expected the dead inputs as ({len(x)},) torch.bool on {x.device}, got "
+                f"{tuple(dead.shape)} {dead.dtype} on {dead.device}"
+            )
+        finite = torch.isfinite(flat(delta.detach())).all(dim=1)
+        # Of a network that gives NaN there no attack can say better: whoever asked meets it in the outputs.
+        if bool(finite.all()) or not self._sound(query, ~finite):
+            return delta, dead
+        places = torch.nonzero(~finite).flatten().tolist()
+        value = delta.detach()[places[0]].flatten()
+        value = value[~torch.isfinite(value)][0]
+        raise InputError(
+            f"{who}: expected finite δ, got {float(value):g} for {len(places)} of {len(x)} examples, the "
+            f"first of them number {places[0]} of the batch; where the gradient is 0 return 0 and "
+            "mark the example as dead"
+        )
+
+    @staticmethod
+    def _sound(query: Query, chosen: Tensor) -> bool:
+        """Whether the outputs at the ``chosen`` examples themselves are finite."""
+        with torch.no_grad():
+            outputs = query.outputs(query.x.detach())
+        return bool(torch.isfinite(flat(outputs))[chosen].all())
 
     def _admit(self, x: Tensor, delta: Tensor) -> Tensor:
         """``delta`` inside the ball and, with it, ``x + delta`` inside the bounds."""

@@ -6,7 +6,6 @@ Source: marginflow; each attack names its own.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from marginflow._checks import unknown
+from marginflow._reading import open_file
 from marginflow._specs import Spec, flag, integer, interval, number, parse, word
 from marginflow.attacks._art import build_art
 from marginflow.attacks._autoattack import AutoAttack
@@ -132,11 +132,15 @@ def _exact_linear(spec: Spec) -> Attack:
 def _finite_set(spec: Spec) -> Attack:
     path = Path(spec.rest)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             deltas = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # Whatever NumPy may raise on a forged file: see marginflow.datasets on .npz files.
+        reason = getattr(error, "strerror", None) or str(error)
+        if "pickle" in reason:  # NumPy's advice would be to load it all the same
+            reason = "it is no .npy file of numbers; save an array with numpy.save"
         raise InputError(
-            f"finite-set: cannot read perturbations from {str(path)!r}: {error}"
+            f"finite-set: cannot read perturbations from {str(path)!r}: {reason}"
         ) from None
     if not isinstance(deltas, np.ndarray) or deltas.dtype.kind != "f":
         raise InputError(f"finite-set: expected one .npy array of floats in {str(path)!r}")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import choice, whole
+from marginflow._checks import choice, instance, whole
+from marginflow._finite import finite_examples, spoilt
+from marginflow._memory import memory_watched
 from marginflow.attacks import Attack, FiniteSet
 from marginflow.certified import _library
 from marginflow.certified._lirpa import LirpaBounds, LirpaMethod
 from marginflow.certified._norms import NormBounds
 from marginflow.certified._result import METHODS, CertifiedMargins, Method
 from marginflow.distributed import current
-from marginflow.errors import DataError, InputError, MissingDependencyError, ModelError
+from marginflow.errors import InputError, MissingDependencyError, ModelError
 from marginflow.homogeneity import Homogeneity
-from marginflow.losses import check_labels
+from marginflow.losses import check_examples, check_labels
 
 _MEMORY = 2**28
 _COPIES = 4  # of the largest matrix, in a pass
@@ -67,7 +68,8 @@ def certified_margins(
         MissingDependencyError: ``crown`` or ``interval`` without auto-LiRPA.
         ModelError: a network that the method cannot bound, with the module or operation.
         InputError: no attack, or a finite set, which has no ball.
-        DataError: labels, shapes or bounds that do not fit, no examples.
+        DataError: labels, shapes or bounds that do not fit, no examples, NaN or infinity in x.
+        OutOfMemoryError: with the batch size to try.
 
     Examples:
         >>> import marginflow as mf
@@ -81,15 +83,12 @@ def certified_margins(
     """
     choice("method", method, METHODS)
     check_attack(attack)
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise DataError("expected at least one example, got none")
-    if y.shape != x.shape[:1]:
-        raise DataError(
-            f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
-        )
+    instance("model", model, nn.Module, "a torch.nn.Module")
+    check_examples(x, y)
     if batch_size is not None:
         whole("batch_size", batch_size, least=1)
     x, y = x.detach().to("cpu", torch.float64), y.detach().cpu()
+    finite_examples("x", x)
     attack.check_bounds(x)
     network = _exact(model)
     with torch.no_grad():
@@ -187,10 +186,19 @@ def _bounds(
         bound = make(size)
 
     def of(x: Tensor, y: Tensor) -> _Bounds:
-        with torch.no_grad():
-            starts = range(0, len(x), size)
-            parts = [bound(x[k : k + size], y[k : k + size]) for k in starts]
-        values, rounding, evaluation = (torch.cat(column) for column in zip(*parts, strict=True))
+        with (
+            torch.no_grad(),
+            memory_watched(
+                f"bounding margins ({method})", min(size, len(x)), advice="use the method 'norms'"
+            ),
+        ):
+            # One place for all results: small ones kept between the passes would keep the heap apart.
+            found = x.new_empty(3, len(x))
+            for start in range(0, len(x), size):
+                part = slice(start, start + size)
+                for row, column in zip(found, bound(x[part], y[part]), strict=True):
+                    row[part] = column
+        values, rounding, evaluation = found
         return values, rounding, evaluation
 
     team = current()
@@ -223,6 +231,7 @@ def _exact(model: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if type(child).forward is nn.Dropout.forward:
                 setattr(module, name, nn.Identity())
-    if any(math.isinf(float(p.abs().max())) for p in network.parameters() if p.numel()):
-        raise ModelError("bounds: expected finite weights, got infinity")
+    broken = spoilt(network)
+    if broken is not None:
+        raise ModelError(f"bounds: expected finite weights, got NaN or infinity in {broken!r}")
     return network

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from marginflow._reading import read_versioned
 from marginflow.distributed import first
-from marginflow.errors import RunError
 from marginflow.runs import write_atomically
 
 _FILE = "bounds.json"
@@ -51,21 +51,7 @@ def read_bounds(folder: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     Raises:
         RunError: a damaged file, or one of a newer format.
     """
-    path = Path(folder) / _FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{str(path)!r} is damaged: {error}; {_AGAIN}") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise RunError(f"{str(path)!r} is damaged: it has no format_version; {_AGAIN}")
-    if version > _FORMAT:
-        raise RunError(
-            f"{str(path)!r} has format {version}; this marginflow reads up to {_FORMAT}: update it"
-        )
-    return dict(content)
+    return read_versioned(Path(folder) / _FILE, _FORMAT, again=_AGAIN)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -22,6 +22,7 @@ from marginflow.cli._options import (
     OWN_MODEL,
     THREADS,
 )
+from marginflow.cli._rerun import rerun
 from marginflow.cli._sweep_command import sweep
 
 app = typer.Typer(
@@ -288,7 +289,8 @@ def measure(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Of weights or a model of your own: mlp:256,32, package.module:function."
+            help="Of weights or a model of your own: mlp:256,32, or package.module:function "
+            "(imported and called)."
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
@@ -364,6 +366,9 @@ def compare(
 
 
 app.command(epilog="Example: marginflow export runs/fgsm runs/standard --csv margins.csv")(export)
+
+
+app.command(epilog="Example: marginflow rerun runs/fgsm")(rerun)
 
 
 @app.command(epilog="Example: marginflow verify runs/linear")

@@ -30,13 +30,11 @@ def run_certification(
     as_json: bool,
 ) -> None:
     """Certify the run's network, print what was found, and keep it in the run directory."""
-    import torch
-
+    from marginflow.cli._options import use_threads
     from marginflow.cli._subject import own_parts
     from marginflow.kkt import certify_run
 
-    if threads is not None:
-        torch.set_num_threads(whole("--threads", threads, least=1))
+    use_threads(threads)
     if options["nearest"]:
         print(_COST, file=sys.stderr)
     rest = dict(options)

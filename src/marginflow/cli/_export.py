@@ -30,6 +30,10 @@ def export(
         raise InputError("export: expected one of --csv FILE and --parquet FILE")
     if str(out) == "-" and parquet is not None:
         raise InputError("--parquet: expected a file, got -; only --csv writes to standard output")
+    if out.is_dir():
+        raise InputError(
+            f"export: expected a file to write, got the folder {str(out)!r}; name one in it"
+        )
     if str(out) != "-" and out.exists() and not force:
         raise InputError(f"{str(out)!r} exists; replace it with --force, or choose another name")
     table = table_of([load_run(run) for run in runs])

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marginflow._checks import whole
-from marginflow.cli._options import take_log
+from marginflow.cli._options import take_log, use_threads
 from marginflow.cli._train import free_name, stored_options
 from marginflow.errors import InputError
 
@@ -36,13 +35,10 @@ def run_flow(given: Mapping[str, Any], *, resume: bool, force: bool, progress: b
         if name not in options:
             raise InputError(f"--{name} is missing; for example --{name} {example}")
 
-    import torch
-
     import marginflow as mf
 
     logging.getLogger("marginflow").setLevel(logging.WARNING)
-    if "threads" in options:
-        torch.set_num_threads(whole("--threads", options.pop("threads"), least=1))
+    use_threads(options.pop("threads", None))
     data = mf.load(options.pop("data"), data_dir=options.pop("data_dir", None))
     if "out" not in options:
         options["out"] = free_name(data.name, "flow")

@@ -12,8 +12,9 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from marginflow._memory import is_out_of_memory
 from marginflow.cli._app import app
 from marginflow.errors import DivergedError, MarginflowError, ProcessLostError
 
@@ -111,22 +112,38 @@ def _run(words: Sequence[str], team: Team | None) -> int:
         # The reader (head, less) has gone: nothing more to say.
         sys.stderr.close()
         return 0
-    except MemoryError as error:
-        _complain("out of memory; try a smaller --batch-size", team, error)
-        return 2
     except Exception as error:
+        if is_out_of_memory(error):
+            _complain("out of memory; use fewer examples or a smaller --batch-size", team, error)
+            return 2
         # The parser's own errors differ between versions of typer; all can format themselves.
         if not hasattr(error, "format_message"):
             raise
-        _complain(error.format_message(), team, error)
+        _complain(_of_parser(error), team, error)
         print("try: marginflow --help, or marginflow COMMAND --help", file=sys.stderr)
         return 2
     return code if isinstance(code, int) else 0
 
 
+def _of_parser(error: Any) -> str:
+    """What the parser has to say; of a value that is no number, what was expected and what was given."""
+    message = str(error.format_message())
+    cause = error.__cause__ or error.__context__
+    given = cause.errors() if hasattr(cause, "errors") else []
+    name = next(iter(getattr(getattr(error, "param", None), "opts", ())), None)
+    if not given or name is None or "input" not in given[0]:
+        return message
+    kind = str(given[0].get("type"))
+    expected = {"int": "a whole number", "float": "a number"}.get(kind.partition("_")[0])
+    return (
+        message if expected is None else f"{name}: expected {expected}, got {given[0]['input']!r}"
+    )
+
+
 def _complain(message: object, team: Team | None, error: BaseException | None = None) -> None:
     """Print an error, once for all processes; on a terminal its lines break between words."""
-    text = f"error: {message}"
+    # A name from the file system may hold what no encoding has.
+    text = f"error: {message}".encode(errors="backslashreplace").decode()
     if team is not None:
         cause = error or message
         if isinstance(cause, BaseException):

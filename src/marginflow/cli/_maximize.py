@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marginflow._checks import whole
-from marginflow.cli._options import take_log
+from marginflow.cli._options import take_log, use_threads
 from marginflow.cli._train import free_name, goes_on, stored_options
 from marginflow.errors import InputError, RunError
 
@@ -53,13 +52,10 @@ def run_maximization(
                 "a network that is trained already"
             )
 
-    import torch
-
     import marginflow as mf
     from marginflow.distributed import first
 
-    if "threads" in options:
-        torch.set_num_threads(whole("--threads", options.pop("threads"), least=1))
+    use_threads(options.pop("threads", None))
     data = mf.load(options.pop("data"), data_dir=options.pop("data_dir", None))
     options.setdefault("dtype", "float32")
     if "out" not in options:

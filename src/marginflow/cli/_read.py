@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marginflow._checks import choice, whole
+from marginflow._checks import choice
 from marginflow.errors import InputError, NotHomogeneousError
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ def run_measurement(
         check_certified,
         save_certified,
     )
+    from marginflow.cli._options import use_threads
     from marginflow.cli._subject import subject_of
     from marginflow.homogeneity import evaluation_mode
 
     choice("split", split, ("train", "test"))
     if dtype is not None:
         choice("dtype", dtype, ("float32", "float64"))
-    if threads is not None:
-        torch.set_num_threads(whole("--threads", threads, least=1))
+    use_threads(threads)
     given = [mf.attacks.build(spec) for spec in attacks]
     check_certified(certified, given)
     subject = subject_of(path, model=model_spec, data=data_spec, data_dir=data_dir)
@@ -59,7 +59,9 @@ def run_measurement(
     data, model = subject.data, subject.model
     if split == "test":
         if data.test is None:
-            raise InputError(f"the data set {data.name!r} has no test split")
+            raise InputError(
+                f"the data set {data.name!r} has no test split; measure the split 'train'"
+            )
         data = data.test
     for attack in built:
         check_budget(attack, data.shape, data.bounds)
@@ -154,14 +156,16 @@ def run_report(
     """Write the page, and the figures beside it if ``form`` is given; say where they lie."""
     from marginflow.cli._tables import print_prose
     from marginflow.report import statement, write_panels, write_report
-    from marginflow.runs import load_run
+    from marginflow.runs import load_run, own_folder
 
     if form is not None:
         choice("--format", form, _FORMATS)
     runs = [load_run(path) for path in paths]
     target = out if out is not None else Path(paths[0]) / "report.html"
     page = write_report(runs, target, title=title)
-    figures = write_panels(runs, page.parent / "figures", form) if form is not None else []
+    figures = []
+    if form is not None:
+        figures = write_panels(runs, own_folder(page.parent / "figures"), form)
     print_prose(statement(runs))
     print(f"The report lies in {page}.")
     if figures:

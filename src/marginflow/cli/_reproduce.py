@@ -53,8 +53,9 @@ def run_reproduction(
     size = next(name for name in SCALES if name == choice("--scale", scale, SCALES))
     names = _chosen(figures)
     folder = Path("runs") / "figures" / scale if out is None else out
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out: expected a folder, got the file {str(folder)!r}")
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise InputError(f"--out: expected a folder, got the file {str(place)!r}")
     began = time.monotonic()
     done: list[Reproduction] = []
     for part in reproduce(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def subject_of(
     """
     return (
         _of_weights(path, model, data, data_dir)
-        if path.is_file() or path.suffix in _FILES
+        if os.path.isfile(path) or path.suffix in _FILES
         else _of_run(path, model, data, data_dir)
     )
 
@@ -81,8 +82,8 @@ def _of_run(path: Path, model: str | None, data: str | None, data_dir: Path | No
         found,
         run,
         config.get("loss"),
-        str(config.get("measure_with", "none")),
-        str(config.get("dtype", "float32")),
+        str(config.get("measure_with") or "none"),
+        str(config.get("dtype") or "float32"),
     )
 
 

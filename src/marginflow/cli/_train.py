@@ -6,14 +6,13 @@ import functools
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from marginflow._checks import whole
-from marginflow.cli._options import take_log
+from marginflow._reading import read_toml
+from marginflow.cli._options import take_log, use_threads
 from marginflow.cli._seeds import print_seeds, run_with_options, take_seeds, way_back
 from marginflow.errors import InputError, RunError
 
@@ -30,6 +29,7 @@ _KINDS = {
     "train": ("a training run", "mf.train"),
     "flow": ("a gradient flow", "mf.gradient_flow"),
     "maximize": ("a margin maximisation", "mf.maximize"),
+    "monitor": ("a monitored loop", "mf.Monitor"),
 }
 """What the kinds of runs are called, and the functions that make them."""
 
@@ -66,13 +66,10 @@ def run_training(
             raise InputError(f"--{name} is missing; for example --{name} {example}")
     log = take_log(options, where)
 
-    import torch
-
     import marginflow as mf
     from marginflow.distributed import first
 
-    if "threads" in options:
-        torch.set_num_threads(whole("--threads", options.pop("threads"), least=1))
+    use_threads(options.pop("threads", None))
     data_dir = options.pop("data_dir", None)
     data = mf.load(options.pop("data"), data_dir=data_dir)
     options.setdefault("dtype", "float32")
@@ -132,11 +129,10 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = read_toml(path)
     except OSError as error:
         raise InputError(f"--config: cannot read {str(path)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"--config: {str(path)!r} is no TOML file: {error}") from None
     from marginflow.sweeps import JOBS, take_options
 
@@ -163,8 +159,14 @@ def stored_options(
     config = RunDirectory(path).read_config()
     if config.get("kind") != kind:
         found = str(config.get("kind"))
+        if found not in _KINDS:
+            raise RunError(
+                f"{str(path)!r} is not {_KINDS[kind][0]} but of a kind that is not known"
+            )
+        noun, verb = _KINDS[found]
         raise RunError(
-            f"{str(path)!r} is not {_KINDS[kind][0]} but {_KINDS.get(found, ('another', ''))[0]}"
+            f"{str(path)!r} is not {_KINDS[kind][0]} but {noun}; continue it with {verb}(…, resume=True)"
+            + ("" if found == "monitor" else f", or marginflow {found} --resume")
         )
     if not config.get("model"):
         raise RunError(

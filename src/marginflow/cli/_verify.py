@@ -38,6 +38,7 @@ def run_verification(
     print(found, end="\n\n")
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     styles = {
         "holds": "green",
@@ -61,8 +62,9 @@ def run_verification(
             ]
         if v.advice:
             lines.append(f"  advice: {v.advice}")
-        table.add_row(v.statement, f"[{styles[v.outcome]}]{v.outcome}[/]", "\n".join(lines))
-    console = Console(file=sys.stdout, highlight=False)
+        # As text: what comes from files may look like the markup of rich.
+        table.add_row(v.statement, Text(v.outcome, style=styles[v.outcome]), "\n".join(lines))
+    console = Console(file=sys.stdout, highlight=False, markup=False)
     console.print(table)
     counts = {o: sum(v.outcome == o for v in verdicts) for o in styles}
     print(", ".join(f"{n} {o}" for o, n in counts.items() if n))

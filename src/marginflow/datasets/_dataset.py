@@ -193,7 +193,7 @@ class Dataset:
         Raises:
             InputError: a size below 1.
         """
-        size = whole("size", size, least=1)
+        size, seed = whole("size", size, least=1), whole("seed", seed, least=0)
         chosen = self if size >= self.n else self.subset(_drawn(self.n, size, seed))
         test = self.test
         if test is not None and size < test.n:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from marginflow._checks import instance
 from marginflow.datasets._dataset import Dataset
 from marginflow.errors import DataError
 
@@ -43,8 +44,10 @@ def class_distance(data: Dataset) -> ClassDistance:
         data: of two classes or more.
 
     Raises:
+        InputError: no :class:`Dataset`.
         DataError: all examples are of one class.
     """
+    instance("data", data, Dataset, "a Dataset")
     x = data.x.detach().to("cpu", torch.float64).flatten(1)
     y = data.y.cpu()
     if bool((y == y[0]).all()):

@@ -12,10 +12,12 @@ import math
 import zlib
 from io import BufferedIOBase
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from marginflow._reading import open_file
 from marginflow.errors import DataError
 
 _GZIP = b"\x1f\x8b"
@@ -34,7 +36,7 @@ def read(path: Path, axes: int) -> NDArray[np.uint8]:
             more than 2 GiB declared, fewer or more bytes than declared.
     """
     try:
-        with path.open("rb") as raw:
+        with open_file(path) as raw:
             compressed = raw.read(2) == _GZIP
             raw.seek(0)
             if not compressed:
@@ -51,7 +53,7 @@ def read(path: Path, axes: int) -> NDArray[np.uint8]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _parse(stream: BufferedIOBase, path: Path, axes: int) -> NDArray[np.uint8]:
+def _parse(stream: BinaryIO | BufferedIOBase, path: Path, axes: int) -> NDArray[np.uint8]:
     expected = bytes([0, 0, 8, axes])
     magic = _take(stream, 4)
     if magic != expected:
@@ -75,7 +77,7 @@ def _parse(stream: BufferedIOBase, path: Path, axes: int) -> NDArray[np.uint8]:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def _take(stream: BufferedIOBase, size: int) -> bytes:
+def _take(stream: BinaryIO | BufferedIOBase, size: int) -> bytes:
     """At most ``size`` bytes; in chunks, so that memory follows the file and not its header."""
     chunks = []
     while size > 0 and (chunk := stream.read(min(size, _CHUNK))):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from marginflow._checks import optional
+from marginflow._checks import optional, place
 from marginflow._specs import Spec
 from marginflow.datasets import _classes, _idx
 from marginflow.datasets._dataset import Dataset
@@ -43,7 +43,11 @@ def load(spec: Spec, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """
     digits, limit = _classes.digits_of(spec), _classes.limit_of(spec)
     folder = data_dir if data_dir is not None else os.environ.get(VARIABLE) or None
-    files = _download() if folder is None else _find(Path(os.path.expanduser(folder)))
+    files = (
+        _download()
+        if folder is None
+        else _find(Path(os.path.expanduser(place("data_dir", folder))))
+    )
     images, labels = _classes.select(*_split(files, "train"), digits)
     _classes.check_limit(limit, len(images), spec)
     test_images, test_labels = _classes.select(*_split(files, "t10k"), digits)

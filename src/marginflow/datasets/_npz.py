@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from marginflow._reading import open_file
 from marginflow.datasets._dataset import Dataset
 from marginflow.errors import DataError
 
@@ -52,7 +53,7 @@ def load(file: str) -> Dataset:
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     name = ""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             # zipfile never yields more than a member declares, so the declared sizes bound memory.
             declared = sum(member.file_size for member in archive.infolist())
         if declared > _LARGEST:
@@ -61,7 +62,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                 f"{_LARGEST // 2**30} GiB"
             )
         arrays = {}
-        with np.load(path, allow_pickle=False) as loaded:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as loaded:
             for name in _NAMES:
                 if name in loaded:
                     arrays[name] = loaded[name]

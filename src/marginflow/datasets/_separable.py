@@ -11,6 +11,8 @@ from marginflow._specs import Spec, integer, number
 from marginflow.datasets._dataset import Dataset
 from marginflow.errors import InputError, SpecificationError
 
+_LARGEST = 2**28  # numbers, 2 GiB
+
 
 def separable(
     n: int = 60,
@@ -49,6 +51,10 @@ def separable(
     """
     n, d = whole("n", n, least=1), whole("d", d, least=2)
     margin, seed = real("margin", margin, above=0), whole("seed", seed, least=0)
+    if n * d > _LARGEST:
+        raise InputError(
+            f"separable: expected n·d of at most {_LARGEST:,}, got n={n} and d={d}; make it smaller"
+        )
     fewest, most = min(n, 2), min(n, d)
     k = max(fewest, min(n // 2, d)) if supports is None else whole("supports", supports, least=1)
     if not fewest <= k <= most:

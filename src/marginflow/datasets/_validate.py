@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from marginflow._finite import finite_examples
 from marginflow.errors import DataError
 
 _MAX_CLASSES = 65536  # beyond this the labels are surely not class indices
@@ -47,16 +48,7 @@ def features(value: Any) -> Tensor:
         x = x.to(torch.get_default_dtype())
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    # One pass without a mask as large as the data: NaN and infinity survive in the extremes.
-    low, high = x.aminmax()
-    if not (low.isfinite() and high.isfinite()):
-        bad = (~x.isfinite()).flatten(1).sum(1)
-        examples = bad.nonzero().flatten().tolist()
-        raise DataError(
-            f"x: expected finite numbers, got {int(bad.sum())} NaN or infinite values in "
-            f"{len(examples)} examples, the first of them x[{examples[0]}]; "
-            "remove those examples or fill the values in"
-        )
+    finite_examples("x", x)
     return x
 
 

@@ -8,7 +8,7 @@ from marginflow.engine._fused import FusedEngine, PerturbationPrecision
 from marginflow.engine._outputs import AttackedOutputs
 from marginflow.engine._parallel import ParallelEngine, independent
 from marginflow.engine._perturber import Perturber
-from marginflow.engine._products import Products, choose_products, multiplying
+from marginflow.engine._products import Products, choose_products, multiplying, repeating
 from marginflow.engine._stacked import (
     StackedEngine,
     StackPlace,
@@ -35,6 +35,7 @@ __all__ = [
     "choose_products",
     "independent",
     "multiplying",
+    "repeating",
     "stacking_gains",
     "stacking_refusal",
 ]

@@ -184,8 +184,9 @@ class Engine(ABC):
             generator: serves a random start.
             batch_size: examples per pass.
         """
-        values = []
+        # One place for all: small results kept between the passes would keep the heap apart.
+        values = torch.empty(x.shape[0], dtype=torch.float64, device=x.device)
         for start in range(0, x.shape[0], batch_size):
             part = slice(start, start + batch_size)
-            values.append(self.loss.log_values(self.scores(x[part], y[part], generator).double()))
-        return float(log_mean_exp(torch.cat(values)))
+            values[part] = self.loss.log_values(self.scores(x[part], y[part], generator).double())
+        return float(log_mean_exp(values))

@@ -5,13 +5,12 @@ Source: marginflow.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from marginflow._reading import read_json
 from marginflow.errors import RunError
 from marginflow.experiments._claims import separation
 from marginflow.experiments._curves import ACCURACY, MARGIN, Records, path_of
@@ -78,7 +77,7 @@ def stored_figure(path: str | os.PathLike[str]) -> Stored | None:
         RunError: a damaged file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         figure = FigureData(
             content["figure"],
             content["title"],

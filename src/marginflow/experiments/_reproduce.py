@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from marginflow._checks import whole
+from marginflow._reading import read_json
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
 from marginflow.errors import RunError
@@ -117,7 +118,7 @@ class Job:
         asked = {"attack": attack, "steps": [record["step"] for record in run.metrics]}
         if place.exists():
             try:
-                stored = json.loads(place.read_text(encoding="utf-8"))
+                stored = read_json(place)
                 records: list[dict[str, Any]] = stored["records"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise RunError(f"{str(place)!r} is damaged ({error}); delete it") from None

@@ -163,7 +163,7 @@ class Follower:
             if not math.isfinite(value.log_loss):
                 raise DivergedError(
                     f"the flow diverged at step {self.tally.steps + 1}: ln L is {value.log_loss}; "
-                    "lower the tolerance (rtol) or start from smaller weights",
+                    "lower the tolerance (rtol), start from smaller weights, or look at the model's outputs",
                     self.tally.steps + 1,
                     0,
                 )

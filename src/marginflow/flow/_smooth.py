@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _STALL = 2500  # evaluations without getting on: smooth fields take some dozens a step
 _PROGRESS = 0.02  # what getting on means, in relative change of the weights
+_FIRST = 0.01  # of ‖W‖: the first step in the new variable, which it then adapts
 _TRIALS = 8
 _EXACT = 1e-9  # a goal is hit to that, relative to max(1, |ln t|)
 
@@ -91,14 +93,17 @@ class Smooth:
             value = self.field(solver.y[:-1])
             if self._reached(solver.y, value, goals) >= 0:
                 y, size = self._hit(state, before, at, solver, goals)
-                now = self._state(y, state, size)
-                on_step(now, self.field(now.w))
+                there = self.field(y[:-1])
+                separated = by_norm or is_separated(self.field, there)
+                # Where that is reached in the same step, the other variable needs a step of its own.
+                size = size if separated == by_norm else _FIRST
+                now = self._state(y, state, size, separated=separated)
+                on_step(now, there)
                 return now, True
             now = self._state(solver.y, state, float(solver.h_abs))
             on_step(now, value)
             if not by_norm and is_separated(self.field, value):
-                # The new variable needs a first step of its own: 1 % of ‖W‖, which it then adapts.
-                return self._state(solver.y, state, 0.01, separated=True), False
+                return self._state(solver.y, state, _FIRST, separated=True), False
             if give_up(now):
                 return now, False
             # Near a jump of the field the step collapses: then another integrator must go on.
@@ -131,7 +136,10 @@ class Smooth:
         low, gap_low = at, self._reached(before, self.field(before[:-1]), goals)
         place = solver.t
         if gap_low < 0 <= distance(solver.t):
-            place = float(brentq(distance, at, solver.t, xtol=1e-14, rtol=1e-13))
+            # From weights of 1e-30 s is counted in 1e90, from 1e30 in 1e-60: a bisection takes its time.
+            place = float(
+                brentq(distance, at, solver.t, xtol=1e-14 * natural, rtol=1e-13, maxiter=2000)
+            )
         y = before
         for _ in range(_TRIALS):
             # Dense output is of lower order than the step: step there again, and correct.
@@ -171,8 +179,13 @@ class Smooth:
         return RK45(rate, start, y, stop, **options)
 
     def _step(self, solver: OdeSolver) -> None:
+        from scipy.linalg import LinAlgWarning
+
         before = solver.nlu
-        solver.step()
+        with warnings.catch_warnings():
+            # At a saddle 1/h and J may both be 0 beside an entry of 1: the step then fails, and is halved.
+            warnings.simplefilter("ignore", LinAlgWarning)
+            solver.step()
         self.field.factorizations += solver.nlu - before
 
     def _rate(self, by_norm: bool) -> Callable[[float, Vector], Vector]:

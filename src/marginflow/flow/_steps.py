@@ -214,8 +214,10 @@ class Steps:
     def _after(self, old: State, here: FieldValue, trial: _Trial, size: float) -> State:
         """The state after ``trial``, with ``ln L`` linear in s on the way for the clock."""
         rise = here.log_loss - trial.value.log_loss
-        mean = -math.expm1(-rise) / rise if rise != 0 else 1.0
-        log_tl = float(np.logaddexp(old.log_tl - rise, math.log(trial.ds * mean)))
+        log_ds = math.log(trial.ds) if trial.ds > 0 else -math.inf
+        log_tl = math.nan  # of a point where the flow has diverged, which on_step is told of
+        if not math.isnan(rise):
+            log_tl = float(np.logaddexp(old.log_tl - rise, log_ds + _log_mean(rise)))
         separated = old.separated or is_separated(self.field, trial.value)
         return State(trial.w, log_tl, trial.value.log_loss, size, separated, old.method)
 
@@ -253,13 +255,22 @@ class Steps:
         def distance(share: float) -> float:
             return (self._gap(at(share)[0], goals) if share > 0 else max(first, -1e300)) - aim
 
-        share = 1.0
-        if distance(1.0) > 0 > distance(0.0):
-            share = float(brentq(distance, 0.0, 1.0, xtol=1e-13, rtol=1e-12))
-        return at(share)
+        if not distance(1.0) > 0 > distance(0.0):
+            return at(1.0)
+        # Of a start with margins like −1e7 almost all of ln t is in the first 1e-7 of a step.
+        share = float(brentq(distance, 0.0, 1.0, xtol=1e-300, rtol=1e-12, maxiter=2000))
+        found = at(share)
+        return found if self._gap(found[0], goals) >= 0 else at(1.0)
 
     def _gap(self, state: State, goals: Sequence[Goal]) -> float:
         return max(goal(state.w, state.log_time, state.log_loss) for goal in goals)
+
+
+def _log_mean(rise: float) -> float:
+    """``ln((1 − e^{−r})/r)``, 0 for r = 0; for r ≪ 0 without its exponential."""
+    if rise < -700:
+        return -rise - math.log(-rise)
+    return math.log(-math.expm1(-rise) / rise) if rise != 0 else 0.0
 
 
 def _shortest(velocities: Sequence[Vector]) -> tuple[list[float], Vector]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import real, whole
+from marginflow._checks import instance, real, whole
+from marginflow._finite import finite_examples
+from marginflow._memory import memory_watched
 from marginflow.attacks import Attack, Derivative, build
 from marginflow.errors import InputError
 from marginflow.homogeneity import Homogeneity, power
@@ -249,7 +251,9 @@ def kkt_certificate(
     margins' gradients; for networks of linear and convolutional layers no gradient of a single
     example is formed. Everything is computed in float64 on a copy: the model, its mode, its gradients
     and the random state stay as they are. Frozen parameters are constants: W, ‖W‖ and K are those of
-    the trainable ones.
+    the trainable ones. All weights may be as small or large as ``m_min`` and ``‖W‖^K`` between 1e-290 and
+    1e290 admit: residuals, multipliers, χ and ξ are then those of ``W/‖W‖`` (but for the slopes of the loss,
+    whose ratios ``e^{−(m_i − m_j)}`` are known to ``max m_i`` roundings).
 
     Where a margin is tied (to 1e-9) between rival classes, between elements of a finite set, between
     signs of FGSM or of ExactLinear's ℓ∞ (or its largest coordinates under ℓ1), or between the sides of a
@@ -289,7 +293,8 @@ def kkt_certificate(
             cross-entropy, an attack that is not scale invariant.
         NotHomogeneousError: the network is not multi-homogeneous.
         ModelError: a zero layer, margins that are not finite.
-        DataError: labels or shapes that do not fit.
+        DataError: labels or shapes that do not fit, NaN or infinity in x.
+        OutOfMemoryError: with the batch size to try.
 
     Examples:
         >>> import marginflow as mf
@@ -301,6 +306,8 @@ def kkt_certificate(
     """
     attack = build(attack)
     tau = _tau("tau", tau)
+    if taus is not None:
+        instance("taus", taus, Iterable, "numbers of at least 0")
     asked = None if taus is None else sorted({_tau("taus", value) for value in taus})
     scorer = get_loss(loss)
     if isinstance(scorer, CrossEntropy):
@@ -311,7 +318,11 @@ def kkt_certificate(
     if max_support is not None:
         whole("max_support", max_support, least=1)
     whole("memory", memory, least=1)
-    with torch.enable_grad():
+    finite_examples("x", x)
+    advice = (
+        f"lower max_support (now {max_support or _CAP} at most) and memory (now {memory} bytes)"
+    )
+    with torch.enable_grad(), memory_watched("certifying", min(batch_size, len(x)), advice=advice):
         problem = Problem(
             model,
             x,
@@ -343,7 +354,9 @@ def kkt_certificate(
     size = float(torch.linalg.vector_norm(survey.gradient))
     to_v = power(m_min, (order - 2) / order)
     paper_multipliers = survey.weights * (norm * to_v / size)
-    logs = scorer.log_slopes(fitted) + fitted
+    # Of what follows only the margins, ‖W‖, the slopes and the bound of ξ depend on the scale of W.
+    true = fitted * problem.margin_unit
+    logs = scorer.log_slopes(true) + true
     excess = math.exp(float(logs.max() - logs[fitted.argmin()]))
 
     r = len(chosen.multipliers)
@@ -377,13 +390,15 @@ def kkt_certificate(
         complementarity=float(
             (paper_multipliers * (survey.margins / m_min - 1)).clamp(min=0).max()
         ),
-        complementarity_bound=excess * norm**2 / (math.e * order * power(m_min, 1 + 2 / order)),
+        complementarity_bound=excess
+        * (norm / power(m_min, 1 / order)) ** 2
+        / (math.e * order * m_min * problem.margin_unit),
         cosine=cosine,
         cosine_gap=gap,
         self_check=chosen.residual**2 + explained,
         solver_gap=chosen.violation,
-        margins=survey.margins,
-        norm=norm,
+        margins=survey.margins * problem.margin_unit,
+        norm=norm * problem.unit,
         order=order,
         loss=scorer.name,
         attack="none" if attack is None else str(attack),

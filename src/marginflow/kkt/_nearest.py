@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import whole
+from marginflow._checks import instance, whole
 from marginflow.alignment import angle
 from marginflow.attacks import Attack, build
 from marginflow.errors import InputError
@@ -121,6 +121,7 @@ def nearest_kkt_point(
         NotHomogeneousError, ModelError, DataError: as for :func:`kkt_certificate`.
     """
     whole("max_iterations", max_iterations, least=1)
+    instance("model", model, nn.Module, "a torch.nn.Module")
     attack = build(attack)
     check_nearest(model, attack)
     with torch.enable_grad():

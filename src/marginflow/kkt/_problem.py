@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import choice, whole
+from marginflow._checks import choice, instance, whole
 from marginflow.attacks import FGSM, Attack, Derivative, ExactLinear, FiniteSet
 from marginflow.distributed import RowsGenerator, current
-from marginflow.errors import DataError, InputError, ModelError
-from marginflow.homogeneity import Homogeneity, measure_homogeneity
+from marginflow.errors import InputError, ModelError
+from marginflow.homogeneity import Homogeneity, measure_homogeneity, power
 from marginflow.kkt._kinks import Kinks
 from marginflow.kkt._ties import TIE, tied_perturbations
-from marginflow.losses import Loss, margins_of
+from marginflow.losses import Loss, check_examples, margins_of
 
 # A row with k units at a kink has 2^k pieces. Beyond this many they are formed as they are needed.
 _PROBES = 32
 _MOST_KINKS = 8
+# Gram matrices square derivatives of margins, ‖W‖^{K−1}: beyond this exponent of ‖W‖^{2K} W is scaled.
+_FAR = 300
 # Flips of a piece's sides towards the one of the steepest descent; kinks in one layer need one.
 _FLIPS = 20
 
@@ -85,7 +87,7 @@ class Survey:
     """What one pass over the data finds.
 
     Attributes:
-        margins: m_i, (n,), on the CPU.
+        margins: m_i of the problem's copy, (n,), on the CPU: in units of :attr:`Problem.margin_unit`.
         nearest: one row for each of the smallest margins, in ascending order.
         gradient: ``g = Σ_i w_i ∂m_i/∂W`` over all examples, flat, with the weights w.
         weights: ``w_i = |ℓ′(m_i)| / max_j |ℓ′(m_j)|``, (n,), on the CPU; 0 for examples left out.
@@ -113,7 +115,10 @@ class Problem:
 
     Attributes:
         parameters: the trainable parameters, in the model's order; vectors of weights are flat
-            and follow it.
+            and follow it. Where ``‖W‖^{2K}`` is outside 1e-90 … 1e90 they are W divided by the power of
+            two :attr:`unit`, to a norm in [1, 2): that rounds nothing, and a KKT point is one of a
+            direction.
+        unit: what the copy's weights are to be multiplied by; 1 for nearly every network.
         through: whether derivatives must run through δ. They need not where δ is an exact inner
             maximum (Danskin) or piecewise constant (signs): there detached and total agree.
     """
@@ -134,12 +139,8 @@ class Problem:
         choice("derivative", derivative, ("detached", "total"))
         self.batch_size = whole("batch_size", batch_size, least=1)
         self.seed = whole("seed", seed, least=0)
-        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] == 0:
-            raise DataError("expected examples of shape (n, …) with n ≥ 1")
-        if y.shape != x.shape[:1]:
-            raise DataError(
-                f"expected as many labels as examples, got {tuple(y.shape)} for {tuple(x.shape)}"
-            )
+        instance("model", model, nn.Module, "a torch.nn.Module")
+        check_examples(x, y)
         if attack is not None and not attack.scale_invariant:
             raise InputError(
                 "Theorem 5 is about scale-invariant perturbations, and objective='loss' gives others: "
@@ -148,6 +149,7 @@ class Problem:
         self.model = copy.deepcopy(model).double().eval()
         self.homogeneity = homogeneity or measure_homogeneity(self.model, x)
         self.parameters = tuple(p for p in self.model.parameters() if p.requires_grad)
+        self.unit = self._scaled_by()
         self.kinks = Kinks(self.model)
         self._units = 0
         self.x, self.y, self.attack = x, y, attack
@@ -177,6 +179,28 @@ class Problem:
                     "a trained network"
                 )
 
+        if not 1e-290 <= self.homogeneity.norm_product(self.model) <= 1e290:
+            raise ModelError(
+                "the layers differ by so much that their product leaves the range of float64; scale each "
+                "layer to about the same norm, which changes no normalised margin"
+            )
+
+    def _scaled_by(self) -> float:
+        """Divide the copy's weights by a power of two, where ‖W‖ is far from 1; that power."""
+        norm = self.homogeneity.total_norm(self.model)
+        exponent = math.frexp(norm)[1] - 1 if 0 < norm < math.inf else 0
+        if 2 * self.homogeneity.order * abs(exponent) <= _FAR:
+            return 1.0
+        with torch.no_grad():
+            for p in self.parameters:
+                p.mul_(2.0**-exponent)
+        return 2.0**exponent
+
+    @property
+    def margin_unit(self) -> float:
+        """``unit^K``: what the copy's margins are to be multiplied by; infinite where it overflows."""
+        return power(self.unit, self.order)
+
     @property
     def order(self) -> float:
         """``K = Σ c_k`` over the trainable layers."""
@@ -203,7 +227,8 @@ class Problem:
         generator = torch.Generator().manual_seed(self.seed)
         gradient = torch.zeros_like(self.weights)
         reference = -torch.inf
-        margins, slopes = [], []
+        # One place for all results: small ones kept between the passes would keep the heap apart.
+        margins, slopes = torch.empty(2, n, dtype=like.dtype)
         nearest: Rows | None = None
         for start in range(0, n, self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -222,11 +247,10 @@ class Problem:
             if not bool(torch.isfinite(whole).all()):
                 raise ModelError("the margins are not finite; check the weights and the data")
             # A running maximum as reference: one pass, and nothing over- or underflows.
-            log_slopes = loss.log_slopes(whole)
+            log_slopes = loss.log_slopes(whole * self.margin_unit)
             left_out = (whole <= 0) & fitted_only
             log_slopes = log_slopes.masked_fill(left_out, -torch.inf)
-            margins.append(whole.cpu())
-            slopes.append(log_slopes.cpu())
+            margins[part], slopes[part] = whole.cpu(), log_slopes.cpu()
             if bool(left_out.all()):
                 continue
             greater = max(reference, float(log_slopes.max()))
@@ -251,8 +275,8 @@ class Problem:
                 f"none of the {n} margins is positive, so there is no example to certify; train until "
                 "some adversarial margins are positive, or reduce eps"
             )
-        weights = torch.exp(torch.cat(slopes) - reference)
-        return Survey(torch.cat(margins), nearest, gradient, weights)
+        weights = torch.exp(slopes - reference)
+        return Survey(margins, nearest, gradient, weights)
 
     def pieces(self, rows: Rows, ceiling: Tensor, *, kinks: bool = True) -> Rows:
         """The pieces of the rows' margins that are at most ``ceiling`` (r,), example by example.

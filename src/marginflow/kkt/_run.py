@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from marginflow._checks import choice
+from marginflow._reading import read_file, read_versioned
 from marginflow.attacks import Attack, Derivative, build, check_budget
 from marginflow.datasets import Dataset
 from marginflow.distributed import first
@@ -28,13 +30,14 @@ from marginflow.errors import InputError, RunError, SpecificationError
 from marginflow.homogeneity import measure_homogeneity
 from marginflow.kkt._certificate import Certificate, kkt_certificate
 from marginflow.kkt._nearest import NearestKKTPoint, check_nearest, nearest_kkt_point
-from marginflow.runs import Run, alone_in, load_run, storing, write_atomically
+from marginflow.runs import Run, alone_in, load_run, own_folder, write_atomically
 
 SHOWN = 64
 """Support examples whose inputs are kept beside the certificate: those with the largest multipliers."""
 
 _FILE, _FOLDER = "certificate.json", "certificate"
 _FORMAT = 1
+_HASH = re.compile("[0-9a-f]{64}")
 _LOSSES = ("exponential", "logistic")
 
 
@@ -113,8 +116,7 @@ class RunCertificate:
         content = save_tensors(tensors)
         digest = hashlib.sha256(content).hexdigest()
         examples = root / _FOLDER / f"support-{digest[:16]}.safetensors"
-        with storing(examples.parent):
-            examples.parent.mkdir(exist_ok=True)
+        own_folder(examples.parent, make=True)
         entry = {"file": f"{_FOLDER}/{examples.name}", "sha256": digest, "shown": len(indices)}
         text = json.dumps(
             self.as_dict() | {"examples_file": entry}, indent=2, ensure_ascii=False, allow_nan=False
@@ -157,25 +159,15 @@ def read_certificate(folder: str | os.PathLike[str]) -> SavedCertificate | None:
     """
     path = Path(folder) / _FILE
     again = "make it again with marginflow certify"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    content = read_versioned(path, _FORMAT, again=again)
+    if content is None:
         return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{str(path)!r} is damaged: {error}; {again}") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise RunError(f"{str(path)!r} is damaged: it has no format_version; {again}")
-    if version > _FORMAT:
-        raise RunError(
-            f"{str(path)!r} has format {version}; this marginflow reads up to {_FORMAT}: update it"
-        )
     try:
         # The name follows from the hash: no path that a file gives is ever opened.
         digest = str(content["examples_file"]["sha256"])
-        data = (
-            path.parent / _FOLDER / f"support-{Path(digest).name[:16]}.safetensors"
-        ).read_bytes()
+        if not _HASH.fullmatch(digest):
+            return SavedCertificate(content, {}, {})
+        data = read_file(path.parent / _FOLDER / f"support-{digest[:16]}.safetensors")
         if hashlib.sha256(data).hexdigest() != digest:
             return SavedCertificate(content, {}, {})
         tensors = load_tensors(data)
@@ -243,7 +235,9 @@ def certify_run(
     data = run.load_data(data, data_dir=data_dir)
     if split == "test":
         if data.test is None:
-            raise InputError(f"the data set {data.name!r} has no test split")
+            raise InputError(
+                f"the data set {data.name!r} has no test split; measure the split 'train'"
+            )
         data = data.test
     check_budget(used, data.shape, data.bounds)
     checkpoint = None if run.path is None else run.checkpoint()

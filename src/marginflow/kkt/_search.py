@@ -542,7 +542,7 @@ def _least_distance(
     """``argmin_v ½‖v‖²`` to second order at W, subject to ``c + J(v − W) ≥ 0``, and its multipliers.
 
     With ``R = H^{-1/2}``, ``v = W − R²W + R t``: the t of least norm with ``At ≥ b``. None where
-    no v is feasible.
+    no v is feasible, and where no constraint moves with v: the model knows nothing then.
     """
     from scipy.optimize import nnls
 
@@ -551,6 +551,8 @@ def _least_distance(
     b = jacobian @ shift - c
     lengths = torch.linalg.vector_norm(a, dim=1)
     held = lengths > 0
+    if not bool(held.any()):  # scipy's nnls ends the process on a matrix without columns
+        return None
     a = a[held] / lengths[held].unsqueeze(1)
     unit = torch.linalg.vector_norm(w)
     b = b[held] / (lengths[held] * unit)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marginflow._checks import instance
 from marginflow.attacks import build
 from marginflow.datasets import Dataset
 from marginflow.errors import InputError
@@ -97,6 +98,8 @@ def declared(training: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         InputError: a name that is none of :data:`DECLARED`.
     """
+    if training is not None:
+        instance("training", training, Mapping, "a mapping of settings")
     given = dict(training or {})
     for name in given:
         if name not in DECLARED:

@@ -256,6 +256,9 @@ class Monitor:
             raise InputError(f"{name}: a measurement has this name; give it another")
         record = {key: for_json(value) for key, value in ({"step": step} | told | found).items()}
         self.records.append(record)
+        if record["margin"] is None and not self._warned:
+            _log.warning("Monitor: at step %d the smallest margin is NaN or infinite: null", step)
+            self._warned = True
         self._raise_alarm()
         if self._recorder is not None:
             self._recorder.write(record, self.model)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from marginflow.certified import read_bounds
-from marginflow.errors import RunError
 from marginflow.experiments import Curve, Panel
 from marginflow.report._panels import Captioned
 from marginflow.report._tables import Table
@@ -23,6 +22,7 @@ from marginflow.report._text import (
     margin_unit,
     number,
     run_names,
+    sentence_of,
 )
 from marginflow.runs import Run
 
@@ -63,33 +63,38 @@ class _Bounded:
         return sorted(found, key=lambda s: (str(s["p"]), float(s["eps"])))
 
 
-def bounds_section(runs: Sequence[Run]) -> BoundsSection | None:
-    """What the bounds in the run directories say; None where there are none.
+def bounds_section(runs: Sequence[Run]) -> tuple[BoundsSection | None, list[str]]:
+    """What the bounds in the run directories say, and what has to be said of damaged ones.
 
-    Raises:
-        RunError: a damaged file.
+    Returns:
+        None where there are none, and a sentence for each that cannot be shown: the page goes without.
     """
-    found = []
-    for k, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
-        content = None if run.path is None else read_bounds(run.path)
-        if content is not None:
-            found.append(_Bounded(run, name, k, content))
-    if not found:
-        return None
+    found, damaged = [], []
     alone = len(runs) == 1
-    try:
-        return BoundsSection(
-            [_sentence(one, alone) for one in found],
-            [note for one in found for note in _notes(one)],
-            _curves(found, alone),
-            _table(found, alone),
-        )
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        names = ", ".join(repr(one.name) for one in found)
-        raise RunError(
-            f"a bounds.json of {names} is damaged: {error!r}; make it again with "
-            "marginflow measure --certified"
-        ) from None
+    for k, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+        try:
+            content = None if run.path is None else read_bounds(run.path)
+            if content is not None:
+                one = _Bounded(run, name, k, content)
+                _section([one], alone)
+                found.append(one)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            damaged.append(
+                f"{name}: its certified bounds are left out: "
+                + sentence_of(
+                    error, "bounds.json", "make it again with marginflow measure --certified"
+                )
+            )
+    return _section(found, alone) if found else None, damaged
+
+
+def _section(found: Sequence[_Bounded], alone: bool) -> BoundsSection:
+    return BoundsSection(
+        [_sentence(one, alone) for one in found],
+        [note for one in found for note in _notes(one)],
+        _curves(found, alone),
+        _table(found, alone),
+    )
 
 
 def _sentence(one: _Bounded, alone: bool) -> str:

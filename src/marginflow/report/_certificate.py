@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from marginflow.errors import RunError
 from marginflow.experiments import Curve, Panel
 from marginflow.kkt import SavedCertificate, read_certificate
 from marginflow.report._panels import Captioned
@@ -24,6 +23,7 @@ from marginflow.report._text import (
     format_short,
     number,
     run_names,
+    sentence_of,
 )
 from marginflow.runs import Run
 
@@ -98,33 +98,37 @@ class _Certified:
         return self.saved.content
 
 
-def certificate_section(runs: Sequence[Run]) -> CertificateSection | None:
-    """What the certificates in the run directories say; None where there are none.
+def certificate_section(runs: Sequence[Run]) -> tuple[CertificateSection | None, list[str]]:
+    """What the certificates in the run directories say, and what has to be said of damaged ones.
 
-    Raises:
-        RunError: a damaged certificate.
+    Returns:
+        None where there are none, and a sentence for each that cannot be shown: the page goes without.
     """
-    found = []
-    for k, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
-        saved = None if run.path is None else read_certificate(run.path)
-        if saved is not None:
-            found.append(_Certified(run, name, k, saved))
-    if not found:
-        return None
+    found, damaged = [], []
     alone = len(runs) == 1
-    try:
-        return CertificateSection(
-            [_sentence(one, alone) for one in found],
-            [note for one in found for note in _notes(one)],
-            _curves(found, alone),
-            _table(found),
-            [_support(one, _PAIRS if alone else _PAIRS_OF_SEVERAL) for one in found],
-        )
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        names = ", ".join(repr(one.name) for one in found)
-        raise RunError(
-            f"a certificate.json of {names} is damaged: {error!r}; make it again with marginflow certify"
-        ) from None
+    for k, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+        try:
+            saved = None if run.path is None else read_certificate(run.path)
+            if saved is not None:
+                one = _Certified(run, name, k, saved)
+                _section([one], alone)
+                found.append(one)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            damaged.append(
+                f"{name}: its certificate is left out: "
+                + sentence_of(error, "certificate.json", "make it again with marginflow certify")
+            )
+    return _section(found, alone) if found else None, damaged
+
+
+def _section(found: Sequence[_Certified], alone: bool) -> CertificateSection:
+    return CertificateSection(
+        [_sentence(one, alone) for one in found],
+        [note for one in found for note in _notes(one)],
+        _curves(found, alone),
+        _table(found),
+        [_support(one, _PAIRS if alone else _PAIRS_OF_SEVERAL) for one in found],
+    )
 
 
 def _sentence(one: _Certified, alone: bool) -> str:

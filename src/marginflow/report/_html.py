@@ -65,7 +65,7 @@ def write_report(
 
     Raises:
         InputError: no runs, or a path that does not end in ``.html``.
-        RunError: a run without measurements, a damaged certificate or bounds.
+        RunError: a run without measurements. (A damaged certificate is said on the page.)
         StorageError: the file system refuses; an old page is then untouched.
     """
     path = Path(path)
@@ -95,8 +95,8 @@ def environment() -> Environment:
 def _page(runs: Sequence[Run], title: str | None) -> str:
     check_runs(runs)
     names = run_names(runs)
-    certificate = certificate_section(runs)
-    bounds = bounds_section(runs)
+    certificate, damaged = certificate_section(runs)
+    bounds, without = bounds_section(runs)
     return (
         environment()
         .get_template("report.html.j2")
@@ -104,7 +104,7 @@ def _page(runs: Sequence[Run], title: str | None) -> str:
             title=default_title(runs) if title is None else title,
             question=question(runs),
             answer=statement(runs),
-            caveats=caveats(runs),
+            caveats=[*caveats(runs), *damaged, *without],
             final=final_table(runs),
             figures=_figures(runs),
             theories=theories(runs),

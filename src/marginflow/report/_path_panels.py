@@ -11,7 +11,9 @@ from marginflow.datasets import Dataset, load
 from marginflow.errors import MarginflowError, ModelError
 from marginflow.experiments import Curve
 from marginflow.kkt import Certificate, kkt_certificate
-from marginflow.models import build, linear_layers, load_weights
+from marginflow.models import linear_layers, load_weights
+from marginflow.models._build import rebuild
+from marginflow.models._weights import check_weights
 from marginflow.report._clock import Clock
 from marginflow.report._panels import Captioned, panel_of
 from marginflow.report._text import number, run_names
@@ -103,15 +105,18 @@ def _curve(
 def _alignments(run: Run) -> dict[int, Alignment]:
     """By step, where the weights of a deep linear network were kept and no layer is 0."""
     try:
-        model = build(run.config["model"])
-        linear_layers(model)  # refuses other networks
         kept = run.trajectory()
+        if not kept:
+            return {}
+        model = rebuild(run.config["model"], kept[max(kept)])
+        linear_layers(model)  # refuses other networks
     except (MarginflowError, KeyError, TypeError):
         return {}
     names = [name for name, _ in model.named_parameters()]
     found = {}
     for step, weights in kept.items():
         with contextlib.suppress(ModelError):
+            check_weights(model, weights)
             found[step] = measure_alignment(tuple(weights[name].double() for name in names))
     return found
 
@@ -119,10 +124,12 @@ def _alignments(run: Run) -> dict[int, Alignment]:
 def _certificates(run: Run) -> dict[int, Certificate]:
     """By step, at twelve kept points at most; none where the run is large or its data are not at hand."""
     try:
-        model = build(run.config["model"]).double()
+        kept = run.trajectory()
+        if not kept:
+            return {}
+        model = rebuild(run.config["model"], kept[max(kept)]).double()
         attack = build_attack(run.config["attack"])
         data = _data_of(run, sum(p.numel() for p in model.parameters()))
-        kept = run.trajectory()
     except (MarginflowError, KeyError, TypeError):
         return {}
     if data is None:

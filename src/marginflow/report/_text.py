@@ -180,6 +180,19 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def sentence_of(error: Exception, file: str, again: str) -> str:
+    """What is wrong with a file that stands beside a run, as the end of a sentence.
+
+    Args:
+        error: what reading or showing it has raised.
+        file: its name.
+        again: how it is made again.
+    """
+    if isinstance(error, RunError):
+        return f"{error}."
+    return f"{file} is damaged ({type(error).__name__}: {error}); {again}."
+
+
 def check_runs(runs: Sequence[Run]) -> None:
     """Refuse what cannot be shown.
 

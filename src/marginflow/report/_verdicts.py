@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marginflow._reading import read_json
 from marginflow.report._clock import is_ascent
 from marginflow.report._command import reproduction
 from marginflow.report._tables import Table, run_columns
@@ -136,7 +136,7 @@ def _verdicts(run: Run) -> list[Mapping[str, Any]] | None:
 def _read(path: Path) -> Any:
     """The content of a JSON file; None where there is none, or none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None
 

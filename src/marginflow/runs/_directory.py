@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +26,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from marginflow._reading import LARGEST_TEXT, parse_json, read_file, read_json, read_versioned
 from marginflow.distributed import first
 from marginflow.errors import RunError
 from marginflow.runs._files import (
+    FolderLock,
     append_durably,
     lock_folder,
+    own_folder,
+    put_aside,
+    remove_if_left,
     storing,
     sync_folder,
+    write_alone,
     write_atomically,
 )
+from marginflow.runs._schema import Config, check_config, check_record
 
 FORMAT_VERSION = 1
 """Of run directories: one of a newer format is refused."""
@@ -83,7 +90,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         """The folder."""
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The lock stays with the process that has it.
@@ -104,19 +111,28 @@ class RunDirectory:
             force: whether a run that is there may be replaced.
 
         Raises:
-            RunError: the directory holds a run and ``force`` is False, or holds other files.
+            RunError: the directory holds a run and ``force`` is False, or holds other files; a path
+                that can be no directory.
         """
         folder = Path(path)
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise RunError(f"{str(folder)!r} exists and is no directory; choose another --out")
+        try:
+            is_other = folder.is_symlink() or (folder.exists() and not folder.is_dir())
+        except OSError as error:  # a name that is too long
+            raise RunError(
+                f"{str(folder)!r} cannot be a directory: {error.strerror}; choose another one"
+            ) from None
+        if is_other:
+            raise RunError(f"{str(folder)!r} exists and is no directory; choose another directory")
         if not folder.exists() or not any(folder.iterdir()):
             return
         if not (folder / "run.json").exists():
-            raise RunError(f"{str(folder)!r} holds files that are no run; choose another --out")
+            if _begun_only(folder):
+                return
+            raise RunError(f"{str(folder)!r} holds files that are no run; choose another directory")
         if not force:
             raise RunError(
-                f"{str(folder)!r} already holds a run; continue it with --resume, "
-                "replace it with --force, or choose another --out"
+                f"{str(folder)!r} already holds a run; continue it with resume=True (--resume), "
+                "replace it with force=True (--force), or choose another directory"
             )
 
     @classmethod
@@ -140,16 +156,23 @@ class RunDirectory:
         with storing(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
         run._acquire()
-        with storing(run.path):
-            for name in _OWN:
-                old = run.path / name
-                if old.is_dir() and not old.is_symlink():
-                    shutil.rmtree(old)
-                else:
-                    old.unlink(missing_ok=True)
-            (run.path / "checkpoints").mkdir()
-            sync_folder(run.path)
-        run.write_config(config)
+        try:
+            # Another process may have made a run here, and ended, since the path was looked at.
+            cls.check_free(path, force=force)
+            # run.json is replaced last: a process that is killed meanwhile leaves a run of which nothing
+            # is measured, and no files that nobody knows. The checkpoints go first: without
+            # them what is left cannot be continued with measurements missing.
+            for name in sorted(_OWN, key=lambda name: name != "checkpoints"):
+                if name != "run.json":
+                    put_aside(run.path / name)
+            run._remove_leftovers()
+            with storing(run.path):
+                (run.path / "checkpoints").mkdir()
+                sync_folder(run.path)
+            run.write_config(config)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -166,36 +189,38 @@ class RunDirectory:
         run = cls(path)
         run.read_config()
         run._acquire()
-        run._remove_leftovers()
+        try:
+            run._remove_leftovers()
+            with storing(run.path):
+                # It is missing of a run whose replacing was cut short by a kill.
+                (run.path / "checkpoints").mkdir(exist_ok=True)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def _acquire(self) -> None:
         """Lock the directory for this process; the lock dies with it."""
-        descriptor = lock_folder(self.path)
-        if descriptor is None:
+        self._lock = lock_folder(self.path)
+        if self._lock is None:
             raise RunError(
                 f"another process is writing the run {str(self.path)!r}, or a monitor of this one "
-                "that was not closed"
+                "that was not closed; wait for it, or choose another directory"
             )
-        self._lock = descriptor
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary files of a process that was killed while it wrote.
-
-        Only under the lock, when nobody else can be writing them.
-        """
-        for name in (".", "checkpoints", "trajectory", "certificate"):
-            folder = self.path / name
+        """Remove the temporary files of processes that were killed while they wrote."""
+        for name in (".", "checkpoints", "trajectory", "certificate", "figures"):
+            folder = self.path if name == "." else own_folder(self.path / name)
             for prefix in (*(f".{name}." for name in _OWN), ".step-", ".support-"):
                 for path in folder.glob(f"{prefix}*"):
-                    with storing(path):
-                        path.unlink()
+                    remove_if_left(path)
 
     @first
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -220,20 +245,14 @@ class RunDirectory:
             RunError: missing, damaged or of a newer format.
         """
         path = self.path / "run.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"no run in {str(self.path)!r} (there is no run.json)") from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{str(path)!r} is damaged: {error}") from None
-        version = config.get("format_version") if isinstance(config, dict) else None
-        if not isinstance(version, int):
-            raise RunError(f"{str(path)!r} is damaged: it has no format_version")
-        if version > FORMAT_VERSION:
-            raise RunError(
-                f"{str(path)!r} has format {version}; this marginflow reads up to {FORMAT_VERSION}: update it"
-            )
-        return dict(config)
+        config = read_versioned(path, FORMAT_VERSION)
+        if config is None:
+            trials = self.path / "trials"
+            sweep = os.path.isfile(self.path / "sweep.json")
+            advice = f"; it is a sweep, whose runs are in {str(trials)!r}" if sweep else ""
+            raise RunError(f"no run in {str(self.path)!r} (there is no run.json){advice}")
+        check_config(config, repr(str(path)))
+        return Config(config)
 
     @first
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
@@ -256,20 +275,25 @@ class RunDirectory:
             RunError: a damaged line that is not the last.
         """
         try:
-            lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
+            lines = read_file(self.metrics_path).split(b"\n")
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {str(self.metrics_path)!r}: {error}") from None
+        except OSError as error:
+            raise RunError(
+                f"cannot read {str(self.metrics_path)!r}: {error.strerror or error}"
+            ) from None
         records: list[dict[str, Any]] = []
         # split leaves "" behind the last newline: anything else there is a torn line.
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise RunError(f"{str(self.metrics_path)!r}: line {number} is damaged")
+                if len(line) > LARGEST_TEXT:
+                    raise ValueError("it is too long")
+                record = parse_json(line)
+                reason = check_record(record)
+            except ValueError as error:
+                reason = str(error)
+            if reason is not None:
+                raise RunError(f"{str(self.metrics_path)!r}: line {number} is damaged ({reason})")
             records.append(record)
         return records
 
@@ -287,8 +311,9 @@ class RunDirectory:
         kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomically(self.metrics_path, content)
-        for path in (self.path / "trajectory").glob("step-*.safetensors"):
-            if int(path.stem.removeprefix("step-")) > step:
+        folder = own_folder(self.path / "trajectory")
+        for number, path in _steps(folder):
+            if number > step:
                 with storing(path):
                     path.unlink()
 
@@ -303,11 +328,9 @@ class RunDirectory:
         Raises:
             StorageError: the file system refuses.
         """
-        folder = self.path / "trajectory"
-        with storing(folder):
-            folder.mkdir(exist_ok=True)
+        folder = own_folder(self.path / "trajectory", make=True)
         data = save_tensors({n: v.detach().cpu().contiguous() for n, v in weights.items()})
-        write_atomically(folder / f"step-{step:08d}.safetensors", data)
+        write_alone(folder / f"step-{step:08d}.safetensors", data)
 
     @first
     def read_weights(self) -> dict[int, dict[str, Tensor]]:
@@ -320,9 +343,9 @@ class RunDirectory:
             RunError: a damaged file.
         """
         weights = {}
-        for path in sorted((self.path / "trajectory").glob("step-*.safetensors")):
+        for step, path in _steps(self.path / "trajectory"):
             try:
-                weights[int(path.stem.removeprefix("step-"))] = load_tensors(path.read_bytes())
+                weights[step] = load_tensors(read_file(path))
             except (OSError, ValueError, SafetensorError) as error:
                 raise RunError(f"{str(path)!r} is damaged: {error}") from None
         return weights
@@ -338,13 +361,16 @@ class RunDirectory:
         Raises:
             StorageError: the file system refuses; earlier checkpoints are untouched.
         """
-        folder = self.path / "checkpoints"
+        folder = own_folder(self.path / "checkpoints")
         path = folder / f"step-{info['step']:08d}.safetensors"
         data = save_tensors({name: value.cpu() for name, value in tensors.items()})
         side = {**info, "sha256": hashlib.sha256(data).hexdigest()}
-        write_atomically(path, data)
-        # The side file comes last: a checkpoint without it never counts.
-        write_atomically(path.with_suffix(".json"), json.dumps(side) + "\n")
+        # The side file comes last: a checkpoint without it never counts. One of other content at the same
+        # step goes first, or a process killed between the two would leave what looks damaged.
+        beside = path.with_suffix(".json")
+        same = _hash_in(beside) == side["sha256"]
+        write_alone(path, data, outdated=None if same else lambda: beside.unlink(missing_ok=True))
+        write_alone(beside, json.dumps(side) + "\n")
         for old in self._checkpoint_paths()[_KEPT_CHECKPOINTS:]:
             with contextlib.suppress(OSError):
                 old.with_suffix(".json").unlink(missing_ok=True)
@@ -354,26 +380,107 @@ class RunDirectory:
     @first
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint that reads back whole; damaged ones are named in the log."""
-        for path in self._checkpoint_paths():
-            try:
-                return _read_checkpoint(path)
-            except RunError as error:
-                _log.warning("%s; using the checkpoint before it", error)
-        return None
+        return self._search_checkpoint()[0]
+
+    @first
+    def checkpoint_to_resume(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None if there was never one, and the run begins anew.
+
+        Raises:
+            RunError: there are checkpoints, and all are damaged: to begin anew would remove what
+                was measured, and that is not decided here.
+        """
+        found, damage = self._search_checkpoint()
+        if found is None and damage:
+            raise RunError(
+                f"no checkpoint of {str(self.path)!r} is whole ({'; '.join(damage)}); put back a copy of "
+                "the directory, or train anew with --force"
+            )
+        if found is None and self.read_metrics():
+            _log.warning(
+                "%r has measurements but no checkpoint: it begins at step 0, and they are made again",
+                str(self.path),
+            )
+        return found
+
+    def _search_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint, and what is wrong with newer ones that were whole once."""
+        while True:
+            paths = self._checkpoint_paths()
+            found, damage = None, []
+            for path in paths:
+                try:
+                    found = _read_checkpoint(path)
+                    break
+                except _UnfinishedError as error:
+                    unfinished = str(error)
+                    if path.exists():
+                        _log.warning("%s; using the checkpoint before it", unfinished)
+                except RunError as error:
+                    damage.append(str(error))
+                    _log.warning("%s; using the checkpoint before it", error)
+            # A run that is being written drops old checkpoints while they are looked at.
+            if found is not None or paths == self._checkpoint_paths():
+                return found, damage
 
     def _checkpoint_paths(self) -> list[Path]:
         """Checkpoint files, newest first."""
-        return sorted((self.path / "checkpoints").glob("step-*.safetensors"), reverse=True)
+        return [path for _, path in reversed(_steps(self.path / "checkpoints"))]
+
+
+def _is_side(info: object) -> bool:
+    if not isinstance(info, dict):
+        return False
+    step, seconds = info.get("step"), info.get("elapsed_seconds", 0.0)
+    whole = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+    return whole and isinstance(seconds, int | float)
+
+
+_STEP = re.compile(r"step-(\d{8,18})\.safetensors", re.ASCII)
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    """The files of weights in ``folder`` by their steps, in order; others are none of ours."""
+    found = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*.safetensors"))
+    return sorted((int(name[1]), path) for name, path in found if name)
+
+
+class _UnfinishedError(RunError):
+    """A checkpoint without its side file, which comes last."""
+
+
+def _begun_only(folder: Path) -> bool:
+    """Whether ``folder`` has nothing but what processes leave that are killed before run.json is written."""
+    # The next one puts an empty checkpoints/ aside, and may be killed at that.
+    left = re.compile(rf"\.lock|\.({'|'.join(map(re.escape, _OWN))})\.\w{{8}}", re.ASCII)
+    return all(
+        left.fullmatch(path.name)
+        or (path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()))
+        for path in folder.iterdir()
+    )
+
+
+def _hash_in(side: Path) -> object:
+    """The hash that a side file tells; None if there is none to be read."""
+    try:
+        found = read_json(side)
+    except (OSError, ValueError):
+        return None
+    return found.get("sha256") if isinstance(found, dict) else None
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
     try:
-        data = path.read_bytes()
-        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        data = read_file(path)
+        info = read_json(path.with_suffix(".json"))
+        if not _is_side(info):
+            raise RunError(f"the checkpoint {path.name} is damaged (its step or its time is none)")
         if hashlib.sha256(data).hexdigest() != info["sha256"]:
             raise RunError(f"the checkpoint {path.name} is damaged (its hash is another)")
         return Checkpoint(load_tensors(data), info, path)
+    except RunError:  # a ValueError too
+        raise
     except FileNotFoundError:
-        raise RunError(f"the checkpoint {path.name} was not finished") from None
+        raise _UnfinishedError(f"the checkpoint {path.name} was not finished") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"the checkpoint {path.name} is damaged: {error}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from marginflow._checks import optional
+from marginflow.runs._files import own_folder
 from marginflow.runs._metrics import layer_names, numbers_in
 
 EVENTS = "tensorboard"
@@ -44,8 +45,7 @@ class TensorBoardSink:
         config: Mapping[str, Any],
         records: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        folder = Path(directory) / EVENTS
-        folder.mkdir(exist_ok=True)
+        folder = own_folder(Path(directory) / EVENTS, make=True)
         self._layers = layer_names(config)
         self._event = _module("tensorboard.compat.proto.event_pb2")
         self._summary = _module("tensorboard.compat.proto.summary_pb2")

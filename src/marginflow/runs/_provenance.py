@@ -6,13 +6,16 @@ Source: marginflow.
 from __future__ import annotations
 
 import functools
+import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 
 from marginflow._version import __version__
 from marginflow.distributed import current
@@ -34,6 +37,21 @@ def provenance() -> dict[str, Any]:
         "processes": 1 if team is None else team.size,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of weights: of their names, shapes, types and bits.
+
+    Args:
+        weights: by name, of any shape.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        # Viewed as bytes: NumPy has no bfloat16.
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @functools.cache

@@ -11,9 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from marginflow._checks import place
+from marginflow._reading import printable
 from marginflow.datasets import Dataset, load
 from marginflow.errors import InputError, RunError, SpecificationError
-from marginflow.models import build, load_weights
+from marginflow.models import load_weights
+from marginflow.models._build import rebuild
 from marginflow.runs._directory import Checkpoint, RunDirectory
 from marginflow.runs._metrics import Metrics, layer_names
 
@@ -103,8 +106,12 @@ class Run:
         sample = self.config.get("sample")
         if sample and data.fingerprint() != self.config.get("data_sha256"):
             data = data.sample(int(sample["size"]), seed=int(sample["seed"]))
-        if data.fingerprint() != self.config.get("data_sha256"):
-            raise RunError(f"the data {data.name!r} are not those that the run was trained on")
+        found, wanted = data.fingerprint(), self.config.get("data_sha256")
+        if found != wanted:
+            raise RunError(
+                f"the data {data.name!r} are not those that the run was trained on: expected SHA-256 "
+                f"{printable(str(wanted))}, got {found}; give those of the run: data=…, or --data"
+            )
         return data
 
     def checkpoint(self) -> Checkpoint:
@@ -152,7 +159,7 @@ class Run:
                     f"the run {self.name!r} trained a model of its own kind; build it and call "
                     "load_model(into=model), or name its function: --model package.module:function"
                 )
-            into = build(self.config["model"]).to(next(iter(weights.values())).dtype)
+            return rebuild(self.config["model"], weights)
         load_weights(into, weights)
         return into
 
@@ -160,7 +167,7 @@ class Run:
 def run_name(config: Mapping[str, Any], path: Path | None) -> str:
     """The directory's name, or what was trained."""
     if path is not None:
-        return path.resolve().name
+        return printable(path.resolve().name)
     return f"{config.get('model_spec', 'model')} {config.get('attack', '')}".strip()
 
 
@@ -173,6 +180,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         path: the run directory.
 
     Raises:
+        InputError: no path.
         RunError: no run there, or a damaged one.
 
     Examples:
@@ -181,7 +189,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         >>> mf.load_run("runs/first").metrics[-1]["epoch"]
         2
     """
-    directory = RunDirectory(path)
+    directory = RunDirectory(place("path", path))
     config = directory.read_config()
     metrics = Metrics(directory.read_metrics(), layer_names(config))
     return Run(config, metrics, directory.path)

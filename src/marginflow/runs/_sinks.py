@@ -60,7 +60,8 @@ def check_sinks(log: Log, *, out: str | os.PathLike[str] | None) -> tuple[str | 
         MissingDependencyError: with the exact install command.
     """
     named: list[str | Sink] = []
-    for sink in [log] if isinstance(log, str | Sink) else log:
+    several: Iterable[Any] = log if isinstance(log, Iterable) else [log]
+    for sink in [log] if isinstance(log, str | Sink) else several:
         if not isinstance(sink, str | Sink) or isinstance(sink, type):
             raise InputError(
                 f"log: expected {' or '.join(map(repr, SINKS))}, or an object with write and close, "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from marginflow._checks import optional
+from marginflow._reading import read_json
 from marginflow.runs._files import write_atomically
 from marginflow.runs._metrics import layer_names, numbers_in
 from marginflow.runs._run import run_name
@@ -98,8 +99,8 @@ class MlflowSink:
         if directory is None or not self.file(directory).exists():
             return None
         try:
-            name = str(json.loads(self.file(directory).read_text(encoding="utf-8"))["run_id"])
-        except (ValueError, KeyError, TypeError):
+            name = str(read_json(self.file(directory))["run_id"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         try:
             run = self._client.get_run(name)

@@ -12,17 +12,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from marginflow._reading import parse_json, read_file, read_versioned
 from marginflow.errors import RunError
-from marginflow.runs import append_durably, lock_folder, provenance, storing, write_atomically
+from marginflow.runs import (
+    FolderLock,
+    append_durably,
+    lock_folder,
+    own_folder,
+    provenance,
+    put_aside,
+    remove_if_left,
+    storing,
+    write_atomically,
+)
 from marginflow.sweeps._plan import Plan
 
 FORMAT_VERSION = 1
-_OWN = ("sweep.json", "attempts.jsonl", "results.csv", "results.jsonl", "report.html", "trials")
+_OWN = ("attempts.jsonl", "results.csv", "results.jsonl", "report.html", "trials", "sweep.json")
 
 
 class SweepDirectory:
@@ -30,7 +41,7 @@ class SweepDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     def check(self, plan: Plan, *, resume: bool, force: bool) -> None:
         """Refuse what :meth:`open` would refuse, without writing anything.
@@ -41,16 +52,18 @@ class SweepDirectory:
         if resume:
             self._check_same(plan)
         elif self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{str(self.path)!r} is a file; choose another --out")
+            raise RunError(f"{str(self.path)!r} is a file; choose another directory")
         elif self.path.exists() and any(self.path.iterdir()):
             if not (self.path / "sweep.json").exists():
+                if _begun_only(self.path):
+                    return
                 raise RunError(
-                    f"{str(self.path)!r} holds files that are no sweep; choose another --out"
+                    f"{str(self.path)!r} holds files that are no sweep; choose another directory"
                 )
             if not force:
                 raise RunError(
-                    f"{str(self.path)!r} already holds a sweep; continue it with --resume, replace it "
-                    "with --force, or choose another --out"
+                    f"{str(self.path)!r} already holds a sweep; continue it with resume=True (--resume), "
+                    "replace it with force=True (--force), or choose another directory"
                 )
 
     def open(self, plan: Plan, *, resume: bool, force: bool) -> None:
@@ -66,27 +79,41 @@ class SweepDirectory:
         self._lock = lock_folder(self.path)
         if self._lock is None:
             raise RunError(f"another process is carrying out the sweep {str(self.path)!r}")
-        if not resume:
+        try:
+            # Another sweep may have begun and ended here since the folder was looked at.
+            self.check(plan, resume=resume, force=force)
             for name in _OWN:
-                old = self.path / name
-                with storing(old):
-                    if old.is_dir() and not old.is_symlink():
-                        shutil.rmtree(old)
-                    else:
-                        old.unlink(missing_ok=True)
-        self._write(plan)
-        with storing(self.path):
-            (self.path / "trials").mkdir(exist_ok=True)
+                for left in self.path.glob(f".{name}.*"):
+                    remove_if_left(left)
+                # sweep.json is replaced last, so that a folder is never without it; attempts.jsonl goes
+                # first, so that no trial counts as finished whose run is gone.
+                if not resume and name != "sweep.json":
+                    put_aside(self.path / name)
+            self.check_inside(trial.name for trial in plan.trials)
+            self._write(plan)
+            own_folder(self.path / "trials", make=True)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def run_path(self, name: str) -> Path:
         """The run directory of a trial."""
         return self.path / "trials" / name
+
+    def check_inside(self, names: Iterable[str]) -> None:
+        """Refuse to write trials to where a link leads out of the sweep.
+
+        Raises:
+            StorageError: ``trials``, or the folder of one of them, is a symbolic link.
+        """
+        for folder in (self.path / "trials", *map(self.run_path, names)):
+            own_folder(folder)
 
     def add_attempt(self, record: Mapping[str, Any]) -> None:
         """Keep what came of an attempt.
@@ -104,17 +131,18 @@ class SweepDirectory:
         """
         found: dict[str, list[dict[str, Any]]] = {}
         try:
-            lines = (self.path / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = read_file(self.path / "attempts.jsonl").split(b"\n")
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunError(f"cannot read the attempts in {str(self.path)!r}: {error}") from None
         for line in lines:
             try:
-                record = json.loads(line)
-                found.setdefault(record["trial"], []).append(record)
-            except (ValueError, KeyError, TypeError):
+                record = parse_json(line)
+            except ValueError:
                 continue
+            if _is_attempt(record):
+                found.setdefault(record["trial"], []).append(record)
         return found
 
     def finished(self) -> set[str]:
@@ -122,7 +150,8 @@ class SweepDirectory:
         return {
             name
             for name, records in self.attempts().items()
-            if records[-1]["outcome"] == "finished" and (self.run_path(name) / "run.json").exists()
+            if records[-1]["outcome"] == "finished"
+            and os.path.exists(self.run_path(name) / "run.json")
         }
 
     def read(self) -> dict[str, Any]:
@@ -132,19 +161,13 @@ class SweepDirectory:
             RunError: missing, damaged, or of a newer format.
         """
         path = self.path / "sweep.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["format_version"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"no sweep in {str(self.path)!r} (there is no sweep.json)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{str(path)!r} is damaged: {error}") from None
-        if version > FORMAT_VERSION:
-            raise RunError(
-                f"{str(path)!r} has format {version}; this marginflow reads up to {FORMAT_VERSION}: "
-                "update it"
-            )
-        return dict(content)
+        content = read_versioned(path, FORMAT_VERSION)
+        if content is None:
+            raise RunError(f"no sweep in {str(self.path)!r} (there is no sweep.json)")
+        for key, (expected, fits) in _CONTENT.items():
+            if not fits(content.get(key)):
+                raise RunError(f"{str(path)!r} is damaged: {key}: expected {expected}")
+        return content
 
     def _write(self, plan: Plan) -> None:
         content = {
@@ -175,7 +198,7 @@ class SweepDirectory:
             if name not in now:
                 raise RunError(
                     f"cannot resume: the sweep there has the trial {name!r}, which the file does not "
-                    "name; trials may be added, not left out: use another --out"
+                    "name; trials may be added, not left out: use another directory"
                 )
             if now[name] != options:
                 keys = sorted(
@@ -183,8 +206,65 @@ class SweepDirectory:
                 )
                 raise RunError(
                     f"cannot resume: the trial {name!r} has another {', '.join(keys)} there; use another "
-                    "--out"
+                    "directory"
                 )
+
+
+def _begun_only(folder: Path) -> bool:
+    """Whether ``folder`` has only what a process leaves that is killed before it writes sweep.json."""
+    own = re.compile(r"\.lock|\.sweep\.json\.\w{8}")
+    return all(own.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _is_attempt(record: object) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("trial"), str)
+        and isinstance(record.get("outcome"), str)
+        and all(isinstance(record.get(k), str | None) for k in ("error", "certificate"))
+        and isinstance(record.get("seconds"), int | float | None)
+    )
+
+
+def _is_trial(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        # The name is that of a folder, which lies nowhere but in the sweep.
+        and isinstance(name := value.get("name"), str)
+        and Path(name).name == name
+        and name not in ("", ".", "..")
+        and "\0" not in name
+        and all(_is_table(value.get(key)) for key in ("swept", "options"))
+    )
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, str | int | float | None) for entry in value.values()
+    )
+
+
+_CONTENT: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("text", lambda v: isinstance(v, str)),
+    "job": ("train, maximize or flow", lambda v: v in ("train", "maximize", "flow")),
+    "certify": ("true or false", lambda v: isinstance(v, bool)),
+    "options": ("options by name", lambda v: isinstance(v, dict)),
+    "swept": (
+        "a list of names",
+        lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v),
+    ),
+    "trials": (
+        "trials with the name of a folder, what is swept and the options",
+        lambda v: isinstance(v, list) and all(map(_is_trial, v)),
+    ),
+    "versions": (
+        "versions by name",
+        lambda v: (
+            v is None or (isinstance(v, dict) and all(isinstance(n, str) for n in v.values()))
+        ),
+    ),
+}
+"""What ``sweep.json`` holds, as far as it is read."""
 
 
 def _trials(plan: Plan) -> list[dict[str, Any]]:

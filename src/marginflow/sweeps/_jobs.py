@@ -62,6 +62,14 @@ JOBS: Mapping[str, OptionTypes] = {
 """The options of each kind of job, named as on the command line, with ``_`` or ``-`` between words."""
 
 
+def _words(kinds: type | tuple[type, ...]) -> str:
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    several = kinds if isinstance(kinds, tuple) else (kinds,)
+    # A number may be whole.
+    told = [kind for kind in several if kind is not int or float not in several]
+    return " or ".join(names.get(kind, "a list") for kind in told)
+
+
 def take_options(content: Mapping[str, Any], types: OptionTypes, where: str) -> dict[str, Any]:
     """The options in a table of a TOML file, with ``_`` in their names.
 
@@ -80,6 +88,8 @@ def take_options(content: Mapping[str, Any], types: OptionTypes, where: str) -> 
         if name not in types:
             raise unknown(f"option in {where}", key, types)
         if isinstance(value, bool) != (types[name] is bool) or not isinstance(value, types[name]):
-            raise InputError(f"{where}: {key}: got {value!r} of the wrong type")
+            raise InputError(
+                f"{where}: {key}: got {value!r} of the wrong type; expected {_words(types[name])}"
+            )
         options[name] = value
     return options

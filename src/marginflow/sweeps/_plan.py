@@ -18,14 +18,14 @@ import itertools
 import json
 import os
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marginflow._checks import choice, real, unknown, whole
+from marginflow._checks import choice, place, real, unknown, whole
+from marginflow._reading import read_toml
 from marginflow.errors import InputError, SpecificationError
 from marginflow.sweeps._jobs import JOBS, OptionTypes, take_options
 
@@ -99,7 +99,7 @@ def read_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan:
     if isinstance(source, Mapping):
         content, where, name = source, "the sweep", "sweep"
     else:
-        content, where, name = _read(Path(source)), str(source), Path(source).stem
+        content, where, name = _read(place("source", source)), str(source), Path(source).stem
     for key in content:
         if key not in _TABLES:
             raise unknown(f"table in {where}", key, _TABLES)
@@ -136,11 +136,10 @@ def read_plan(source: str | os.PathLike[str] | Mapping[str, Any]) -> Plan:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return read_toml(path)
     except OSError as error:
         raise InputError(f"cannot read the sweep file {str(path)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{str(path)!r} is no TOML file: {error}") from None
 
 

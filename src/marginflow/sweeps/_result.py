@@ -177,7 +177,7 @@ def load_sweep(path: str | os.PathLike[str]) -> Sweep:
         swept=tuple(content["swept"]),
         certified=content["certify"],
         trials=tuple(found),
-        versions=content.get("versions", {}),
+        versions=content.get("versions") or {},
     )
 
 
@@ -189,4 +189,5 @@ def _measured(path: Path) -> tuple[Mapping[str, Any], float | None]:
     except MarginflowError:
         return {}, None
     final = run.metrics[-1] if run.metrics else {}
-    return final, None if certificate is None else certificate.content.get("residual")
+    residual = None if certificate is None else certificate.content.get("residual")
+    return final, residual if isinstance(residual, int | float) else None

@@ -13,10 +13,9 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-from marginflow._checks import choice, whole
+from marginflow._checks import choice, place, whole
 from marginflow._version import __version__
 from marginflow.datasets import Dataset, load
 from marginflow.errors import InputError
@@ -81,7 +80,7 @@ def sweep(
     """
     plan = source if isinstance(source, Plan) else read_plan(source)
     if out is not None:
-        plan = dataclasses.replace(plan, out=Path(out))
+        plan = dataclasses.replace(plan, out=place("out", out))
     if resume and force:
         raise InputError("resume and force exclude each other: continue the sweep, or replace it")
     choice("executor", executor, EXECUTORS)
@@ -143,7 +142,10 @@ def _executor(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     if name == "auto":
-        name = "ray" if address or importlib.util.find_spec("ray") else "processes"
+        # A mere folder called ray, in which somebody stands, is found as well: it has no origin.
+        found = importlib.util.find_spec("ray")
+        there = found is not None and found.origin is not None
+        name = "ray" if address or there else "processes"
     if name == "ray":
         # Ray started here shall have room for as many trials as are asked for.
         room = max(cores, round(plan.cpus * jobs)) if jobs is not None else cores

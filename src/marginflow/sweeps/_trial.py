@@ -50,8 +50,8 @@ def attempt(task: Mapping[str, Any]) -> dict[str, Any]:
             found = _carry_out(task)
     except KeyboardInterrupt:
         found = {"interrupted": True}
-    except MemoryError:
-        found = {"error": "out of memory"}
+    except MemoryError as error:
+        found = {"error": str(error) if isinstance(error, MarginflowError) else "out of memory"}
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}"}
         if not isinstance(error, MarginflowError):
@@ -116,8 +116,8 @@ def _wait_for(path: Path) -> None:
     """Wait a little until no process of an earlier sweep writes the run any more."""
     end = time.monotonic() + _PATIENCE
     while (path / ".lock").exists() and time.monotonic() < end:
-        descriptor = lock_folder(path)
-        if descriptor is not None:
-            os.close(descriptor)
+        lock = lock_folder(path)
+        if lock is not None:
+            lock.close()
             return
         time.sleep(0.1)

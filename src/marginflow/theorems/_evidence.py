@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marginflow._checks import instance
 from marginflow.alignment import Alignment, matrices_along, measure_alignment
 from marginflow.attacks import Attack, ExactLinear
 from marginflow.attacks import build as build_attack
@@ -24,9 +25,10 @@ from marginflow.datasets import Dataset
 from marginflow.errors import InputError, ModelError, RunError, SpecificationError
 from marginflow.homogeneity import Homogeneity, Layer, measure_homogeneity
 from marginflow.losses import Loss, get_loss
-from marginflow.models import build as build_model
 from marginflow.models import linear_layers, load_weights
+from marginflow.models._build import rebuild
 from marginflow.runs import Run
+from marginflow.runs._schema import Config
 from marginflow.theorems._certificates import Certificates, certify
 from marginflow.theorems._regularity import Jumps, Kinks, find_jumps, find_kinks
 from marginflow.theorems._site import Site
@@ -204,8 +206,8 @@ class Evidence:
 
     @cached_property
     def largest_norm(self) -> float:
-        """R = max ‖x_i‖₂."""
-        return float(np.linalg.norm(self.rows, axis=1).max())
+        """R = max ‖x_i‖₂; 1 for examples that are all 0, which is a bound as well."""
+        return float(np.linalg.norm(self.rows, axis=1).max()) or 1.0
 
     @property
     def log_inverse_loss(self) -> float:
@@ -237,9 +239,7 @@ class Evidence:
             kept = self.run.trajectory()
             if not kept or not self.config.get("model"):
                 raise
-            model = build_model(self.config["model"])
-            load_weights(model.double(), kept[max(kept)])
-            return model
+            return rebuild(self.config["model"], kept[max(kept)]).double()
 
     @cached_property
     def homogeneity(self) -> Homogeneity | None:
@@ -478,6 +478,7 @@ def _attack_of(config: Mapping[str, Any], given: Attack | None) -> Attack | None
     """The attack of a run: the given one if it is the run's, else what the name says."""
     spec = str(config["attack"])
     if given is not None:
+        instance("attack", given, Attack, "an attack, as mf.attacks.build makes it")
         if given.spec != spec:
             raise RunError(f"verify: the run was made against {spec!r}, not {given.spec!r}")
         return given
@@ -503,4 +504,4 @@ def _foreign(config: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]
         "loss": config.get("loss") or ("logistic" if binary else "cross-entropy"),
         "derivative": "detached",
     }
-    return {**config, **{k: v for k, v in usual.items() if k not in said}}, said
+    return Config({**config, **{k: v for k, v in usual.items() if k not in said}}), said

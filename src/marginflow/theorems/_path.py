@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from marginflow.errors import RunError
+
 Array = NDArray[np.float64]
 
 _LOGARITHMIC = 10.0
@@ -48,7 +50,12 @@ class Path:
     @property
     def norms(self) -> Array:
         """ρ_k, (T, L)."""
-        rows = [record["layer_norms"] for record in self.records]
+        rows = [record.get("layer_norms") or () for record in self.records]
+        if any(len(row) != len(self.degrees) for row in rows):
+            raise RunError(
+                f"the run is damaged: expected {len(self.degrees)} layer_norms in each measurement, as "
+                "run.json has layers"
+            )
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.degrees))
 
     @property
@@ -122,7 +129,8 @@ class Path:
         if logarithms:
             drops = -np.expm1(np.minimum(np.diff(values), 1.0))
         else:
-            drops = -np.diff(values) / np.maximum(np.abs(values[:-1]), _TINY)
+            with np.errstate(invalid="ignore", over="ignore"):
+                drops = -np.diff(values) / np.maximum(np.abs(values[:-1]), _TINY)
         return int((drops > 1e-12).sum()), float(max(0.0, drops.max()))
 
     def course(self) -> str:

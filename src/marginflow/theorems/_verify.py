@@ -12,6 +12,7 @@ from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
 from marginflow.errors import InputError
 from marginflow.runs import Run, load_run
+from marginflow.theorems._damage import judged
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._verdict import Verdict
 from marginflow.theorems.appendix_b5 import appendix_b5
@@ -130,7 +131,8 @@ def as_run(run: Run | HasRun | str | os.PathLike[str]) -> Run:
 def judge(evidence: Evidence) -> tuple[Verdict, ...]:
     """A :class:`Verdict` for each statement, in the order of the paper."""
     verdicts: list[Verdict] = []
-    for statement in _STATEMENTS:
-        found = statement(evidence)
-        verdicts.extend(found if isinstance(found, tuple) else (found,))
+    with judged(evidence.run):
+        for statement in _STATEMENTS:
+            found = statement(evidence)
+            verdicts.extend(found if isinstance(found, tuple) else (found,))
     return tuple(verdicts)

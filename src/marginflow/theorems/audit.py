@@ -19,6 +19,7 @@ from marginflow.datasets import Dataset
 from marginflow.errors import ModelError
 from marginflow.margins import adversarial_margins
 from marginflow.runs import Run
+from marginflow.theorems._damage import judged
 from marginflow.theorems._evidence import Evidence
 from marginflow.theorems._hypotheses import gradients_apart
 from marginflow.theorems._regularity import JUMP
@@ -332,6 +333,11 @@ def audit(
         MissingDependencyError: an oracle needs the extra ``oracles``.
     """
     evidence = Evidence(as_run(run), data, attack=attack, model=model, data_dir=data_dir)
+    with judged(evidence.run):
+        return _audited(evidence)
+
+
+def _audited(evidence: Evidence) -> Audit:
     separated, positive = _separated(evidence)
     invariant, changed = _scale_invariant(evidence)
     homogeneity = evidence.homogeneity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,14 +94,30 @@ class BalanceDrift(Gauge):
         return tensors | {f"sum.{k}": v for k, v in enumerate(self._sums)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from saved sums."""
+        """Continue from saved sums.
+
+        Raises:
+            ModelError: the sums are those of another network.
+        """
         count = len(state) // 2
         self._start = [state[f"start.{k}"] for k in range(count)]
         self._sums = [state[f"sum.{k}"] for k in range(count)]
+        if state:
+            _check_like(self._balances(), self._start)
+            _check_like(self._balances(), self._sums)
 
     def _balances(self) -> list[Tensor]:
         w = linear_layers(self.model)
         return [w[k + 1].T @ w[k + 1] - w[k] @ w[k].T for k in range(len(w) - 1)]
+
+
+def _check_like(own: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """Refuse sums of a checkpoint that are those of another network."""
+    kinds = [[(tuple(v.shape), v.dtype) for v in tensors] for tensors in (own, found)]
+    if kinds[0] != kinds[1]:
+        raise ModelError(
+            f"the checkpoint is of another model: it has sums of {kinds[1]} in place of {kinds[0]}"
+        )
 
 
 class NormGrowth(Gauge):
@@ -169,9 +186,14 @@ class NormGrowth(Gauge):
         return {} if self._start is None else {"start": self._start, "sums": self._sums}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from saved sums."""
+        """Continue from saved sums.
+
+        Raises:
+            ModelError: the sums are those of another network.
+        """
         if state:
             self._start, self._sums = state["start"], state["sums"]
+            _check_like([self.degrees, self.degrees], [self._start, self._sums])
 
     def _squares(self) -> Tensor:
         """``‖W_k‖_F²``, (L,)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from marginflow._checks import choice, real, unknown
-from marginflow._specs import number, parse, word
+from marginflow._specs import Spec, number, parse, word
 from marginflow.errors import InputError, SpecificationError
 from marginflow.models import linear_layers
 from marginflow.training._smoothness import printed_smoothness, smoothness
@@ -187,7 +187,8 @@ class Lemma2(Rate):
         self.state = {
             "radius": max(1.0, max(norms)),
             "floor": product / 2 if self.floor is None else self.floor,
-            "data_norm": float(torch.linalg.vector_norm(rows, dim=1).max()),
+            # A bound on the examples' norms: of examples that are all 0 any will do.
+            "data_norm": float(torch.linalg.vector_norm(rows, dim=1).max()) or 1.0,
             "below_floor": 0.0,
         }
         if not self.state["floor"] > 0:
@@ -307,17 +308,22 @@ def build_rate(lr: float | str | Rate) -> Rate:
     try:
         constant = float(lr)
     except ValueError:
-        spec = parse(lr, "lr")
-    else:
-        return Constant(constant)
+        if not lr.strip() or not lr.strip()[0].isalpha():
+            constant = number(lr, "lr")
+        else:
+            spec = parse(lr, "lr")
+            return _build_named(spec)
+    return Constant(constant)
+
+
+def _build_named(spec: Spec) -> Rate:
+    lr = spec.text
     if spec.args:
         raise SpecificationError(f"lr {lr!r}: {spec.args[0]!r} has no name")
     if spec.name == "lemma2":
         return Lemma2(**spec.parsed({"constant": word, "floor": number}))
     if spec.name == "loss-based":
         return LossBased(**spec.parsed({"a": number, "fall": number}))
-    if "/" in spec.name:
-        return Constant(number(spec.name, "lr"))
     raise unknown("lr", spec.name, ("lemma2", "loss-based"))
 
 

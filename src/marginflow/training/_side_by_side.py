@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from marginflow._memory import memory_watched
 from marginflow.engine import FusedEngine, LossGradient, StackedEngine, StackPlace, stacking_refusal
 from marginflow.errors import DivergedError, InputError
 from marginflow.training._callback import Callback
@@ -64,19 +65,23 @@ class SideBySide:
         """Train up to the trainers' ``epochs``; those that did not get there are in :attr:`diverged`.
 
         Raises:
+            OutOfMemoryError: with the batch size to try.
             KeyboardInterrupt: after Ctrl-C, at the end of a step and after the callbacks of
                 every trainer have been told.
         """
         lead = self.trainers[0]
         devices = [self._x.device] if self._x.is_cuda else []
         with torch.random.fork_rng(devices=devices), deferred_interrupt() as interrupted:
-            torch.manual_seed(lead.seed)
+            # Not the lead's: after a crash another may lead, and checkpoints keep this state.
+            torch.manual_seed(0)
             lead.engine.check(lead.data.x, lead.data.y)
             self._stack()
             try:
                 self._tell("on_start")
-                while self._going and self._active[0].epoch < lead.epochs:
-                    self._run_epoch(interrupted)
+                with memory_watched("training", lead.batch_size):
+                    while self._going and self._active[0].epoch < lead.epochs:
+                        self._run_epoch(interrupted)
+                self._check_weights()
                 self._tell("on_end")
             finally:
                 self._unstack()
@@ -135,7 +140,7 @@ class SideBySide:
             trainer.turn_over()
         self._tell("on_step")
         self._tell("on_epoch")
-        if self._active[0].epoch < lead.epochs:
+        if self._going and self._active[0].epoch < lead.epochs:
             self._stop_if(interrupted)
 
     def _take_step(self, batch: int) -> None:
@@ -148,11 +153,11 @@ class SideBySide:
             broken = [s for s, loss in enumerate(losses) if not math.isfinite(loss)]
             if not broken:
                 break
-            self._drop(broken, result)
+            self._drop({s: self._divergence(s, batch, result) for s in broken})
         if not self._going:
             return
         lead = self._active[0]
-        rate = lead.rate.rate(lead)
+        rate = lead.next_rate()
         if lead.momentum:
             if not self._velocity:
                 self._velocity = self._engine.still()
@@ -175,12 +180,17 @@ class SideBySide:
         x = self._x.index_select(0, chosen).view(*index.shape, *self._x.shape[1:])
         return x, self._y.index_select(0, chosen).view(index.shape)
 
-    def _drop(self, broken: Sequence[int], result: LossGradient) -> None:
-        for s in broken:
-            trainer = self._active[s]
-            trainer.learning_rate = trainer.rate.rate(trainer)
-            found = LossGradient(result.loss[s], (), result.margins[s], result.outputs[s])
-            self.diverged[self._going[s]] = trainer.divergence(found)
+    def _divergence(self, s: int, batch: int, result: LossGradient) -> DivergedError:
+        """Why the network at place ``s`` cannot take the step."""
+        trainer = self._active[s]
+        trainer.learning_rate = trainer.rate.rate(trainer)
+        rows = None if trainer.steps_per_epoch == 1 else self._parts[batch][s]
+        found = LossGradient(result.loss[s], (), result.margins[s], result.outputs[s])
+        return trainer.divergence(found, rows)
+
+    def _drop(self, broken: Mapping[int, DivergedError]) -> None:
+        for s, error in broken.items():
+            self.diverged[self._going[s]] = error
         stay = [s for s in range(len(self._going)) if s not in broken]
         self._unstack()
         self._going = [self._going[s] for s in stay]
@@ -193,8 +203,29 @@ class SideBySide:
                 trainer.velocities[:] = [v[s] for v in self._velocity]
 
     def _tell(self, event: str) -> None:
+        """Tell the callbacks; a network whose weights one of them finds spoilt drops out."""
+        broken: dict[int, DivergedError] = {}
+        place = {id(trainer): s for s, trainer in enumerate(self._active)}
         for call, trainer in self._calls[event]:
-            call(trainer)
+            if place[id(trainer)] in broken:
+                continue
+            try:
+                call(trainer)
+            except DivergedError as error:
+                broken[place[id(trainer)]] = error
+        if broken:
+            self._drop(broken)
+
+    def _check_weights(self) -> None:
+        """Drop the networks that the last step has spoilt."""
+        broken: dict[int, DivergedError] = {}
+        for s, trainer in enumerate(self._active):
+            try:
+                trainer.check_weights()
+            except DivergedError as error:
+                broken[s] = error
+        if broken:
+            self._drop(broken)
 
     def _stop_if(self, interrupted: threading.Event) -> None:
         if interrupted.is_set() or any(trainer.stopping for trainer in self._active):

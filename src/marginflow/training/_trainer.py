@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from marginflow._checks import real, whole
+from marginflow._finite import broken_examples, spoilt
+from marginflow._memory import memory_watched
 from marginflow.datasets import Dataset
 from marginflow.distributed import current
 from marginflow.engine import Engine, LossGradient, StackPlace
-from marginflow.errors import DivergedError, InputError
+from marginflow.errors import DivergedError, InputError, ModelError, RunError
 from marginflow.models import load_weights
 from marginflow.training._callback import Callback
 from marginflow.training._rates import Rate, build_rate
@@ -117,9 +119,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.velocities: list[Tensor | None] = [None] * len(engine.parameters)
         """What momentum keeps, one per trainable parameter; None before the first step."""
-        self.epoch = 0
-        self.step = 0
-        self._batch = 0
+        self.epoch = self.step = self._batch = 0
         self._loss_sum = 0.0
         self._correct = 0
         self.epoch_loss = math.nan
@@ -179,6 +179,7 @@ class Trainer:
 
         Raises:
             DivergedError: NaN or infinity, with the step and the cause found.
+            OutOfMemoryError: with the batch size to try.
             KeyboardInterrupt: after Ctrl-C, at the end of a step and after the callbacks
                 have been told.
         """
@@ -195,8 +196,10 @@ class Trainer:
                 if self.step == 0:
                     self.rate.begin(self)
                 self._tell("on_start")
-                while self.epoch < self.epochs:
-                    self._run_epoch(interrupted)
+                with memory_watched("training", self.batch_size):
+                    while self.epoch < self.epochs:
+                        self._run_epoch(interrupted)
+                self.check_weights()
                 self._tell("on_end")
             finally:
                 for parameter in self.engine.parameters:
@@ -241,7 +244,10 @@ class Trainer:
 
         Raises:
             ModelError: the state belongs to another model.
+            RunError: a place in the epoch that there is not: other data, or damaged.
         """
+        if not 0 <= state.batch < self.steps_per_epoch:
+            raise RunError(f"the checkpoint is damaged: no epoch has a batch {state.batch}")
         load_weights(self.model, _under("model.", state.tensors))
         self._undo = _under("undo.", state.tensors)
         for callback in self.callbacks:
@@ -253,6 +259,8 @@ class Trainer:
         for index, parameter in enumerate(self.engine.parameters):
             velocity = state.tensors.get(f"momentum.{index}")
             if velocity is not None:
+                if velocity.shape != parameter.shape:
+                    raise ModelError("the checkpoint's momentum is that of another model")
                 self.velocities[index] = velocity.to(parameter).clone()
         self._global_state = state.tensors["random.global"].clone()
         self.epoch, self.step, self._batch = state.epoch, state.step, state.batch
@@ -309,7 +317,7 @@ class Trainer:
         # Engines of one's own need to know of it only where examples are left out.
         count: dict[str, Any] = {} if len(y) == size else {"count": size}
         if in_place:
-            self.learning_rate = self.rate.rate(self)
+            self.learning_rate = self.next_rate()
         if len(y) == 0:
             result = self._nothing()
         elif in_place:
@@ -320,9 +328,9 @@ class Trainer:
         if not math.isfinite(loss):
             if self.rate.undoes and self._batch > 0:
                 return False
-            raise self.divergence(result)
+            raise self.divergence(result, part.rows)
         if not in_place:
-            self.learning_rate = self.rate.rate(self)
+            self.learning_rate = self.next_rate()
             self._descend(result.gradients)
         log_step = math.log(self.learning_rate) - (reference or 0.0)
         log_time = float(np.logaddexp(self.log_time, log_step))
@@ -463,29 +471,89 @@ class Trainer:
             self._tell("on_interrupt")
             raise KeyboardInterrupt
 
-    def divergence(self, result: LossGradient) -> DivergedError:
+    def next_rate(self) -> float:
+        """η of the next step.
+
+        Raises:
+            DivergedError: the rate or schedule gives no positive, finite number.
+        """
+        eta = self.rate.rate(self)
+        if not 0 < eta < math.inf:
+            step, epoch = self.step + 1, self.epoch + 1
+            raise DivergedError(
+                f"training stopped at step {step} (epoch {epoch}): the learning rate "
+                f"{self.rate.name!r}: expected a positive, finite number, got {eta:g}; mend the "
+                "schedule, or give a constant lr",
+                step,
+                epoch,
+            )
+        return eta
+
+    def check_weights(self) -> None:
+        """Refuse to go on with weights, or buffers, that the last step has spoilt.
+
+        A step looks at its loss alone, which is NaN once a weight is. So a spoilt weight is found
+        by the next step, or by this, before anything of it is measured or kept.
+
+        Raises:
+            DivergedError: NaN or infinity in a weight, NaN in a buffer.
+        """
+        name = spoilt(self.model)
+        if name is not None:
+            raise self._spoilt(name, self.step)
+
+    def divergence(self, result: LossGradient, rows: Tensor | None = None) -> DivergedError:
         """The error that says why the next step cannot be taken.
 
         Args:
             result: the gradient that is not finite, or whose loss is not.
+            rows: the batch's places in the data set, (n,); None where it is all of it.
         """
         step, epoch = self.step + 1, self.epoch + 1
-        broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
-        if broken:
-            cause = (
-                f"the weights of {broken[0]!r} are no longer finite: the update of step {step - 1} "
-                f"overflowed; lower lr (now {self.learning_rate:g})"
-            )
-        elif not bool(torch.isfinite(result.outputs).all()):
-            cause = (
-                f"the network's outputs overflow {result.outputs.dtype}; "
-                f"lower lr (now {self.learning_rate:g}) or use float64"
-            )
+        broken = spoilt(self.model)
+        if broken is not None:
+            return self._spoilt(broken, step)
+        if not bool(torch.isfinite(result.outputs).all()):
+            where, kind = broken_examples(result.outputs, rows)
+            cause = f"the network's outputs are {kind} at {where}"
+            if kind == "infinite":
+                cause += (
+                    f" (they overflow {result.outputs.dtype}); lower lr (now "
+                    f"{self.learning_rate:g}) or use float64"
+                )
+            else:
+                cause += (
+                    f" though its weights are finite; evaluate the model there, or lower lr (now "
+                    f"{self.learning_rate:g})"
+                )
         else:
             cause = (
                 f"the {self.engine.loss.name} loss overflows {result.outputs.dtype} at margin "
                 f"{float(result.margins.min()):.3g}; lower lr (now {self.learning_rate:g}) "
                 "or use loss='logistic'"
+            )
+        return DivergedError(
+            f"training diverged at step {step} (epoch {epoch}): {cause}", step, epoch
+        )
+
+    def _spoilt(self, name: str, step: int) -> DivergedError:
+        """The error for a weight that is not finite, seen at ``step``."""
+        epoch = min(self.epoch + (step > self.step), self.epochs) or 1
+        cause = f"the weights of {name!r} are no longer finite: "
+        names = [n for n, p in self.model.named_parameters() if p.requires_grad]
+        # A step in place does not form gradients, and those of spoilt weights say nothing.
+        found = zip(names, self._gradients or (), strict=False)
+        wrong = [n for n, g in found if not bool(torch.isfinite(g).all())]
+        if self.step == 0:
+            cause += "they were so at the start; initialise the model, or load other weights"
+        elif wrong:
+            cause += (
+                f"the gradient of step {self.step} by {wrong[0]!r} was NaN or infinite (a hook, a "
+                f"division by 0, or an overflow); look there, or lower lr (now {self.learning_rate:g})"
+            )
+        else:
+            cause += (
+                f"the update of step {self.step} overflowed; lower lr (now {self.learning_rate:g})"
             )
         return DivergedError(
             f"training diverged at step {step} (epoch {epoch}): {cause}", step, epoch

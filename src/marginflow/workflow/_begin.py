@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from marginflow._checks import place
 from marginflow.models import load_weights
-from marginflow.runs import Run, load_run
+from marginflow.runs import Run, load_run, weights_digest
 
 
 def begin_with(model: nn.Module, run: Run | str | os.PathLike[str]) -> dict[str, Any]:
@@ -27,7 +27,23 @@ def begin_with(model: nn.Module, run: Run | str | os.PathLike[str]) -> dict[str,
         ModelError: weights of another network.
     """
     if not isinstance(run, Run):
-        run = load_run(run)
+        run = load_run(place("start", run))
+    step, weights = last_weights(run)
+    floating = [value.dtype for value in weights.values() if value.is_floating_point()]
+    if floating:
+        model.to(dtype=floating[0])
+    load_weights(model, weights)
+    return {"run": run.name, "step": step, "weights_sha256": weights_digest(weights)}
+
+
+def last_weights(run: Run | str | os.PathLike[str]) -> tuple[int | None, dict[str, Tensor]]:
+    """The step of a run's last weights, and copies of them, by name.
+
+    Raises:
+        RunError: no run, or none of its checkpoints is whole.
+    """
+    if not isinstance(run, Run):
+        run = load_run(place("start", run))
     if run.path is None:
         step = run.metrics[-1].get("step") if run.metrics else None
         weights = run.load_model().state_dict()
@@ -39,13 +55,4 @@ def begin_with(model: nn.Module, run: Run | str | os.PathLike[str]) -> dict[str,
             for name, value in checkpoint.tensors.items()
             if name.startswith("model.")
         }
-    weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
-    floating = [value.dtype for value in weights.values() if value.is_floating_point()]
-    if floating:
-        model.to(dtype=floating[0])
-    load_weights(model, weights)
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return {"run": run.name, "step": step, "weights_sha256": digest.hexdigest()}
+    return step, {name: value.detach().cpu().clone() for name, value in weights.items()}

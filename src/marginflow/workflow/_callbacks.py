@@ -14,6 +14,7 @@ from torch import Tensor
 
 from marginflow.ascent import Ascent
 from marginflow.distributed import current, first
+from marginflow.errors import DivergedError
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
 from marginflow.runs import RunDirectory, Sinks
@@ -38,14 +39,14 @@ class Measuring(Callback):
     def on_start(self, trainer: Trainer) -> None:
         """Measure the initial weights, unless a run that resumes has that measurement."""
         if trainer.step == 0 and 0 in self.epochs and not self.monitor.records:
-            self.monitor.measure(
-                0, epoch=0, log_time=None, learning_rate=None, epoch_loss=None, epoch_accuracy=None
-            )
+            unknown = ("log_time", "learning_rate", "epoch_loss", "epoch_accuracy")
+            self._take(trainer, {"epoch": 0, **dict.fromkeys(unknown)})
 
     def on_epoch(self, trainer: Trainer) -> None:
         """Measure if the schedule says so."""
         if trainer.epoch not in self.epochs:
             return
+        trainer.check_weights()
         context: dict[str, Any] = {
             "epoch": trainer.epoch,
             "log_time": trainer.log_time,
@@ -58,7 +59,25 @@ class Measuring(Callback):
         context |= trainer.rate.state
         if trainer.shrinking is not None:
             context |= trainer.shrinking.record()
-        self.monitor.measure(trainer.step, **context)
+        self._take(trainer, context)
+
+    def _take(self, trainer: Trainer, context: dict[str, Any]) -> None:
+        """Measure.
+
+        Raises:
+            DivergedError: the weights are finite, but the margins are not.
+        """
+        record = self.monitor.measure(trainer.step, **context)
+        if record and record["margin"] is None:
+            # Not kept: JSON has no NaN, and nobody could tell it from what was not measured.
+            self.monitor.records.pop()
+            raise DivergedError(
+                f"training stopped after step {trainer.step} (epoch {trainer.epoch}): the weights are "
+                "finite, but the smallest margin is NaN or infinite; evaluate the model and the attack "
+                "on the data, lower lr, or use float64",
+                trainer.step,
+                trainer.epoch,
+            )
 
 
 class MeasuringBest(Measuring):
@@ -223,11 +242,17 @@ class Recording(Callback):
         self.checkpoint(trainer)
 
     def checkpoint(self, trainer: Trainer) -> None:
-        """Write what was measured, and save the trainer's state if its weights are finite."""
+        """Write what was measured, and save the trainer's state.
+
+        Raises:
+            DivergedError: a weight is not finite; the last good
+                checkpoint stays the last one.
+        """
         self.write()
-        weights = list(trainer.model.parameters())
-        if self.directory is None or not all(bool(torch.isfinite(p).all()) for p in weights):
+        if self.directory is None:
             return
+        trainer.check_weights()
+        weights = list(trainer.model.parameters())
         team = current()
         if team is not None:
             # Every step is the same in all processes, so the weights are, to the last bit.

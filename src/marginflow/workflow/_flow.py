@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import choice, real, whole
+from marginflow._checks import choice, instance, real, whole
+from marginflow._memory import memory_watched
 from marginflow.attacks import Attack, Derivative
 from marginflow.datasets import Dataset
 from marginflow.distributed import alone
@@ -104,6 +105,7 @@ def gradient_flow(
         ModelError: a random network (dropout), or one with a layer that is 0.
         RunError: ``out`` is taken, or does not fit when resuming.
         DivergedError: NaN or infinity.
+        OutOfMemoryError: with what to do.
         KeyboardInterrupt: after Ctrl-C; the flow resumes from its last measurement.
 
     Examples:
@@ -131,6 +133,8 @@ def gradient_flow(
     goals = check_flow(
         setup, method, Goals(log_time, log_norm, loss_below), rtol, patience, max_evaluations
     )
+    if schedule is not None:
+        instance("schedule", schedule, Collection, "values of ln t")
     planned = None if schedule is None else sorted({real("schedule", t) for t in schedule})
     if out is not None and not resume:
         RunDirectory.check_free(out, force=force)
@@ -214,7 +218,11 @@ def gradient_flow(
             if out is not None:
                 directory = job.open(out, resume=resume, force=force)
                 path = directory.path
-            with deferred_interrupt() as interrupted:
+            advice = "use fewer examples (every step of a flow takes them all), or method='steps'"
+            with (
+                deferred_interrupt() as interrupted,
+                memory_watched("following the flow", None, advice=advice),
+            ):
                 job.run(bar, interrupted)
             if out is not None:
                 config = directory.read_config()

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from marginflow.errors import RunError
+from marginflow.errors import MarginflowError, RunError
 from marginflow.flow import Follower, State
 from marginflow.models import load_weights
 from marginflow.monitor import Monitor
@@ -21,6 +22,7 @@ from marginflow.workflow._flow_progress import FlowProgress
 from marginflow.workflow._flow_result import Flow, Reason
 from marginflow.workflow._setup import open_directory
 
+_AT_THE_SADDLE = 1e-6
 _FREE = ("log_time", "log_norm", "loss_below", "max_evaluations", "ended", "notes", "advice")
 
 
@@ -64,6 +66,7 @@ class Job:
             self.config,
             free=_FREE,
             restore=self._restore,
+            model=self.follower.field.model,
             monitor=self.monitor,
             resume=resume,
             force=force,
@@ -145,7 +148,9 @@ class Job:
             }
             load_weights(self.follower.field.model, weights)
             self.follower.restore(self.follower.field.read(), snapshot)
-        except (KeyError, TypeError) as error:
+        except MarginflowError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"the checkpoint {checkpoint.path.name} is no flow's: it lacks {error}"
             ) from None
@@ -207,12 +212,39 @@ class Job:
             )
         if reason == "not separated":
             final = self.monitor.records[-1]
-            return (
-                f"not separated after ln t = {log_time:.4g}: {final['adversarial_accuracy']:.1%} of "
-                "the perturbed examples have a positive margin; use a wider or deeper network, a "
-                "smaller ε, another seed, or fewer examples"
+            place = f"after ln t = {log_time:.4g}"
+            if not follower.here.velocity.any():
+                place = "where it stands still (∇ ln L = 0)"
+            found = (
+                f"not separated {place}: {final['adversarial_accuracy']:.1%} of the perturbed examples "
+                "have a positive margin; "
+            )
+            size = float(np.linalg.norm(follower.state.w))
+            if (pair := _opposed(follower.field.x, follower.field.y)) is not None:
+                return found + (
+                    f"examples {pair[0]} and {pair[1]} are the same input with different labels, so no "
+                    "network separates the data; remove one of them"
+                )
+            if size < _AT_THE_SADDLE:
+                return found + (
+                    f"‖W‖ = {size:.2g} is so near the saddle at 0 that the flow hardly leaves it; start "
+                    "from larger weights"
+                )
+            return found + (
+                "use a wider or deeper network, a smaller ε, another seed, or fewer examples"
             )
         return ""
+
+
+def _opposed(x: Tensor, y: Tensor) -> tuple[int, int] | None:
+    """Two examples that are the same input with different labels, or None."""
+    _, group = torch.unique(x.flatten(1), dim=0, return_inverse=True)
+    for k in torch.nonzero(torch.bincount(group) > 1).flatten().tolist():
+        members = torch.nonzero(group == k).flatten()
+        other = members[y[members] != y[members[0]]]
+        if len(other):
+            return int(members[0]), int(other[0])
+    return None
 
 
 def _one_plus_cosine(w: np.ndarray[Any, np.dtype[np.float64]], v: Any) -> float:

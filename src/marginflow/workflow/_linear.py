@@ -14,7 +14,7 @@ from marginflow.datasets import Dataset
 from marginflow.errors import DataError, InputError, ModelError, SpecificationError
 from marginflow.models import linear_layers
 from marginflow.monitor import Monitor
-from marginflow.runs import Run, RunDirectory, open_sinks, provenance
+from marginflow.runs import Run, RunDirectory, open_sinks, provenance, weights_digest
 from marginflow.workflow._setup import Setup
 
 LINEAR = ("dual", "normalized")
@@ -80,7 +80,8 @@ def maximize_predictor(
     )
     directory = None
     if out is not None:
-        directory = RunDirectory.create(out, {**config, **provenance()}, force=force)
+        origin_of = {**provenance(), "begun_with": weights_digest(setup.model.state_dict())}
+        directory = RunDirectory.create(out, {**config, **origin_of}, force=force)
     try:
         # No epochs: what counts here are steps, of all the data.
         monitor.measure(0)

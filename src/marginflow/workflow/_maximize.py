@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import whole
+from marginflow._checks import instance, whole
 from marginflow.ascent import Ascent, Method, Tempered, build_method
 from marginflow.attacks import Attack
 from marginflow.datasets import Dataset
@@ -25,7 +25,7 @@ from marginflow.training import Callback, log_spaced
 from marginflow.workflow._begin import begin_with
 from marginflow.workflow._callbacks import MeasuringBest
 from marginflow.workflow._linear import LINEAR, maximize_predictor
-from marginflow.workflow._setup import Setup, prepare
+from marginflow.workflow._setup import Setup, as_callbacks, as_schedule, prepare
 from marginflow.workflow._train import as_device, as_dtype, train
 from marginflow.workflow._train_job import TrainingJob
 
@@ -126,6 +126,7 @@ def maximize(
         >>> round(best.metrics[-1]["normalized_margin"], 2)  # at most the maximum margin less ε
         0.2
     """
+    instance("method", method, str | Method, "a name such as 'spheres', or a Method")
     name = method.partition(":")[0].strip().lower() if isinstance(method, str) else method.name
     if isinstance(method, str) and name == "loss-based":
         if start is not None:
@@ -157,6 +158,7 @@ def maximize(
         force=force,
         log=log,
     )
+    callbacks, schedule = as_callbacks(callbacks), as_schedule(schedule)
     stored = RunDirectory(out).read_config() if resume and out is not None else {}
     origin = stored.get("from") if start is None else begin_with(setup.model, start)
     typed, placed_on = as_dtype(dtype, setup.model), as_device(device)
@@ -208,6 +210,8 @@ def maximize(
         epochs=epochs,
         seed=setup.seed,
     )
+    if not resume:
+        ascent.method.check_margins(ascent)
     own = {
         "method": chosen.spec,
         "from": origin,
@@ -216,7 +220,7 @@ def maximize(
         "epochs": ascent.epochs,
         **worker.settings,
         "measure": True,
-        "schedule": None if schedule is None else sorted(schedule),
+        "schedule": schedule,
         "keep_weights": False,
     }
     config = setup.config("maximize", own, dtype=typed, device=placed_on, homogeneity=homogeneity)

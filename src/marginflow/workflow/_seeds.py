@@ -16,7 +16,7 @@ from marginflow._checks import unknown, whole
 from marginflow.datasets import Dataset, load
 from marginflow.distributed import alone
 from marginflow.engine import stacking_gains
-from marginflow.errors import DivergedError, InputError, RunError
+from marginflow.errors import DivergedError, InputError, OutOfMemoryError, RunError
 from marginflow.runs import Run, RunDirectory, check_sinks
 from marginflow.training import SideBySide, side_by_side_refusal
 from marginflow.workflow._callbacks import Pace, ProgressBar
@@ -166,7 +166,7 @@ class _Asked:
             return
         if (self.out / "run.json").exists():
             raise RunError(
-                f"{str(self.out)!r} is the run of one seed; choose another --out for several"
+                f"{str(self.out)!r} is the run of one seed; choose another directory for several"
             )
         if self.resume and not any(self.resumes(seed) for seed in seeds):
             RunDirectory(self.out / f"seed-{seeds[0]}").read_config()
@@ -222,6 +222,8 @@ def _side_by_side(asked: _Asked, jobs: Mapping[int, TrainingJob], progress: bool
             running = SideBySide(trainers, [] if bar is None else [bar])
             try:
                 running.run()
+            except OutOfMemoryError as refused:
+                raise jobs[group[0]].with_other_size(refused) from refused
             finally:
                 if bar is not None:
                     bar.stop()

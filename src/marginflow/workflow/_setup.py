@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from marginflow._checks import choice, whole
+from marginflow._checks import choice, instance, place, whole
+from marginflow._finite import spoilt
 from marginflow.attacks import Attack, Derivative, check_budget
 from marginflow.attacks import build as build_attack
 from marginflow.datasets import Dataset, load
@@ -19,11 +21,27 @@ from marginflow.errors import InputError, ModelError, RunError
 from marginflow.homogeneity import Homogeneity, evaluation_mode
 from marginflow.losses import Loss, get_loss
 from marginflow.models import build as build_model
+from marginflow.models._build import number_of_weights
 from marginflow.monitor import Monitor
-from marginflow.runs import Checkpoint, Log, RunDirectory, Sink, check_sinks, provenance
+from marginflow.runs import (
+    Checkpoint,
+    Log,
+    RunDirectory,
+    Sink,
+    check_sinks,
+    provenance,
+    weights_digest,
+)
+from marginflow.training import Callback
 
 _NOUNS = {"train": "training", "flow": "flow", "maximize": "margin maximisation"}
-_VERBS = {"train": "mf.train", "flow": "mf.gradient_flow", "maximize": "mf.maximize"}
+_VERBS = {
+    "train": "mf.train",
+    "flow": "mf.gradient_flow",
+    "maximize": "mf.maximize",
+    "monitor": "mf.Monitor",
+}
+_LARGEST = 2**28  # weights of a run without checkpoints that is resumed: 1 GiB in float32
 _BEFORE = {"engine": "autograd", "shrink": False, "shards": None}
 """What held of runs that were recorded before there was a choice."""
 
@@ -64,6 +82,12 @@ class Setup:
         if team is not None:
             # Weights that were drawn without a seed differ from process to process.
             team.take_over(list(self.model.state_dict().values()))
+        name = spoilt(self.model)
+        if name is not None:
+            raise ModelError(
+                f"the model: expected finite weights, got NaN or infinity in {name!r} (as {dtype}); "
+                "initialise the model, or load other weights"
+            )
         placed = self.data.to(dtype=dtype, device=device)
         _check_fit(self.model, placed, self.loss, self.attack, self.measured)
         return placed
@@ -135,14 +159,16 @@ def prepare(
         InputError: an argument that cannot be used.
         MissingDependencyError: a sink's library is not installed.
     """
-    if isinstance(data, str):
-        data = load(data)
-    elif not isinstance(data, Dataset):
-        data = Dataset(*data)
+    data = _as_data(data)
+    instance("model", model, str | nn.Module, "a torch.nn.Module, or a specification")
+    if out is not None:
+        place("out", out)
     built = isinstance(model, str)
     model_spec = model if isinstance(model, str) else type(model).__name__
     if isinstance(model, str):
         outputs = 1 if data.binary else data.num_classes
+        if resume and out is not None:
+            _check_size(model, data.shape, outputs, Path(out))
         model = build_model(model, input_shape=data.shape, outputs=outputs, seed=seed)
     if resume and force:
         raise InputError("resume and force exclude each other: continue the run, or replace it")
@@ -160,12 +186,62 @@ def prepare(
     return Setup(data, model, model_spec, built, attack, measured, loss, derivative, seed, sinks)
 
 
+def _check_size(model: str, shape: Sequence[int], outputs: int, out: Path) -> None:
+    """Refuse a recorded network that is larger than its checkpoints, before it is allocated."""
+    kept = sum(path.stat().st_size for path in out.glob("checkpoints/step-*.safetensors"))
+    count = number_of_weights(model, input_shape=shape, outputs=outputs)
+    if count > max(kept, _LARGEST):
+        raise RunError(
+            f"{str(out)!r} names the model {model!r} with {count:,} weights, more than its checkpoints "
+            "hold; it is damaged: train it again with another directory"
+        )
+
+
+def _as_data(data: object) -> Dataset:
+    if isinstance(data, str):
+        return load(data)
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Dataset(*data)
+    raise InputError(
+        "data: expected a Dataset, a pair (x, y) or a specification such as 'digits:3,8', got "
+        f"{type(data).__name__}"
+    )
+
+
+def as_schedule(schedule: object) -> list[int] | None:
+    """The epochs at which to measure, sorted, each once.
+
+    Raises:
+        InputError: something else than whole numbers of at least 0.
+    """
+    if schedule is None:
+        return None
+    if isinstance(schedule, str) or not isinstance(schedule, Iterable):
+        raise InputError(f"schedule: expected a collection of epochs, got {schedule!r}")
+    return sorted({whole("schedule", epoch, least=0) for epoch in schedule})
+
+
+def as_callbacks(callbacks: object) -> tuple[Callback, ...]:
+    """The callbacks of a training.
+
+    Raises:
+        InputError: something else.
+    """
+    given = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in given:
+        instance("callbacks", callback, Callback, "a list of marginflow.training.Callback")
+    return given
+
+
 def open_directory(
     out: str | os.PathLike[str],
     config: Mapping[str, Any],
     *,
     free: Collection[str],
     restore: Callable[[Checkpoint], int],
+    model: nn.Module,
     monitor: Monitor | None,
     resume: bool,
     force: bool,
@@ -179,6 +255,7 @@ def open_directory(
         config: the content of ``run.json``.
         free: settings that may change when a run is resumed, and are written if they did.
         restore: takes a checkpoint's state over, and returns its step.
+        model: as it begins; the digest of its weights is written.
         monitor: given the records of a run that is resumed.
         resume: continue what is there.
         force: replace what is there.
@@ -188,20 +265,23 @@ def open_directory(
         StorageError: the disk refuses.
     """
     if not resume:
-        return RunDirectory.create(out, {**config, **provenance()}, force=force), 0.0
+        origin = {**provenance(), "begun_with": weights_digest(model.state_dict())}
+        return RunDirectory.create(out, {**config, **origin}, force=force), 0.0
     directory = RunDirectory.reopen(out)
     try:
         stored = directory.read_config()
         kind, found = config["kind"], stored.get("kind", "train")
         if found != kind:
             raise RunError(
-                f"{os.fspath(out)!r} is not a {_NOUNS[kind]}; continue it with {_VERBS[found]}"
+                f"{os.fspath(out)!r} is not a {_NOUNS[kind]}; continue it with "
+                f"{_VERBS.get(found, 'what began it')}"
             )
         # The layers follow from the model and the weights, which the checkpoint checks.
         _check_same(stored, config, {*free, "layers"})
-        checkpoint = directory.latest_checkpoint()
+        checkpoint = directory.checkpoint_to_resume()
         step, elapsed = -1, 0.0
         if checkpoint is not None:
+            _check_dtype(checkpoint, str(config["dtype"]))
             step = restore(checkpoint)
             elapsed = float(checkpoint.info.get("elapsed_seconds", 0.0))
         directory.truncate_metrics(step)
@@ -216,6 +296,17 @@ def open_directory(
     return directory, elapsed
 
 
+def _check_dtype(checkpoint: Checkpoint, dtype: str) -> None:
+    """Refuse weights of another precision: converted, they would not be those of the run."""
+    for name, value in checkpoint.tensors.items():
+        found = str(value.dtype).removeprefix("torch.")
+        if name.startswith("model.") and value.is_floating_point() and found != dtype:
+            raise RunError(
+                f"the checkpoint {checkpoint.path.name} is of another run: {name!r} is {found} in it, "
+                f"expected {dtype}"
+            )
+
+
 def _check_same(
     stored: Mapping[str, Any], config: Mapping[str, Any], free: Collection[str]
 ) -> None:
@@ -228,7 +319,9 @@ def _check_same(
         changes = "; ".join(
             f"{k}: {stored.get(k)!r} there, {config[k]!r} now" for k in differing[:4]
         )
-        raise RunError(f"cannot resume under other settings ({changes}); use another --out")
+        raise RunError(
+            f"cannot resume under other settings ({changes}); use another directory (out=…, --out)"
+        )
 
 
 def _check_fit(

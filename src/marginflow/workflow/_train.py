@@ -33,7 +33,7 @@ from marginflow.training import (
     log_spaced,
 )
 from marginflow.workflow._callbacks import Measuring
-from marginflow.workflow._setup import Setup, prepare
+from marginflow.workflow._setup import Setup, as_callbacks, as_schedule, prepare
 from marginflow.workflow._train_job import TrainingJob
 
 _KEPT_WEIGHTS = 20_000
@@ -209,6 +209,7 @@ def plan_training(
         force=force,
         log=log,
     )
+    callbacks, schedule = as_callbacks(callbacks), as_schedule(schedule)
     network = setup.model
     dtype, device = as_dtype(dtype, network), as_device(device)
     if out is not None and not resume:
@@ -260,7 +261,7 @@ def plan_training(
         "shrink": shrink,
         "shards": shards,
         "measure": measure,
-        "schedule": None if schedule is None else sorted(schedule),
+        "schedule": schedule,
         "keep_weights": keep_weights,
     }
     config = setup.config("train", own, dtype=dtype, device=device, homogeneity=homogeneity)
@@ -301,7 +302,9 @@ def _engine(
         setup.attack,
         setup.derivative,
         shape=data.shape,
-        batch_size=data.n if batch_size is None else min(batch_size, data.n),
+        batch_size=data.n
+        if batch_size is None
+        else min(whole("batch_size", batch_size, least=1), data.n),
         engine=engine,
         products=products,
         perturbation_precision=precision or "float32",
@@ -329,9 +332,13 @@ def as_device(device: torch.device | str) -> torch.device:
         if team is not None and chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", team.local_rank % max(1, torch.cuda.device_count()))
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        if chosen.type == "meta":  # it holds shapes and no numbers
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device: cannot use {str(device)!r}: {reason}") from None
+        raise InputError(
+            f"device: expected cpu, or cuda where there is one, got {device!r}: {reason}"
+        ) from None
     return chosen
 
 

@@ -8,9 +8,18 @@ import os
 from collections.abc import Collection
 from typing import Any, Self
 
+import torch
+
 from marginflow.distributed import apart, current
 from marginflow.engine import ParallelEngine
-from marginflow.errors import DivergedError, ProcessLostError, RunError
+from marginflow.errors import (
+    DivergedError,
+    InputError,
+    MarginflowError,
+    OutOfMemoryError,
+    ProcessLostError,
+    RunError,
+)
 from marginflow.monitor import Monitor
 from marginflow.runs import Checkpoint, Log, Metrics, Run, RunDirectory, Sinks, open_sinks
 from marginflow.training import Callback, Trainer, TrainingState
@@ -84,6 +93,7 @@ class TrainingJob:
                 self.config,
                 free=self.free,
                 restore=functools.partial(_restore, self.trainer),
+                model=self.trainer.model,
                 monitor=self.monitor,
                 resume=resume,
                 force=force,
@@ -126,6 +136,12 @@ class TrainingJob:
                 raise self.with_advice(error) from None
             except ProcessLostError as error:
                 raise self.with_way_back(error) from error
+            except OutOfMemoryError as error:
+                raise self.with_other_size(error) from error
+            except InputError as error:
+                # What a user's own attack or model does wrong: it may take steps to do so.
+                self.place(error)
+                raise
             finally:
                 if bar is not None:
                     bar.stop()
@@ -154,7 +170,8 @@ class TrainingJob:
         if self.directory is not None:
             config, path = self.directory.read_config(), self.directory.path
         effect = None
-        if not self.finished:
+        # It may be lacking of a run that was killed after its last checkpoint.
+        if not self.finished or "perturbation_effect" not in config:
             layers = None if self.monitor is None else self.monitor.homogeneity
             engine = self.trainer.engine
             own = engine.own if isinstance(engine, ParallelEngine) else engine
@@ -181,6 +198,23 @@ class TrainingJob:
             "(resume=True), with as many processes as you like"
         )
 
+    def with_other_size(self, error: OutOfMemoryError) -> OutOfMemoryError:
+        """The error, with what is kept of the run and why it cannot go on with fewer at once."""
+        if self.directory is None:
+            return error
+        # The batch size decides the path: a run that went on with another would not be repeatable.
+        kept = (
+            f"; the run {str(self.directory.path)!r} is kept and goes on with --resume (resume=True) where "
+            "more memory is free; another batch size is another run"
+        )
+        return OutOfMemoryError(f"{error}{kept}", error.batch_size, error.asked)
+
+    def place(self, error: InputError) -> None:
+        """Say in ``error`` at which step it was met."""
+        trainer = self.trainer
+        text = f"{error} (met at step {trainer.step + 1}, epoch {trainer.epoch + 1})"
+        error.args = (text, *error.args[1:])
+
     def _open_sinks(self) -> Sinks:
         config, path = self.config, None
         if self.directory is not None:
@@ -205,10 +239,35 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
         state = TrainingState(checkpoint.tensors, **{name: info[name] for name in fields})
     except KeyError as error:
         raise RunError(f"the checkpoint {checkpoint.path.name} lacks {error}") from None
+    counts = [state.epoch, state.step, state.batch, state.correct]
+    if not (
+        all(isinstance(n, int) and n >= 0 for n in counts)
+        and state.batch <= trainer.steps_per_epoch
+        and isinstance(state.loss_sum, int | float)
+        and isinstance(state.rate, dict)
+    ):
+        raise RunError(f"the checkpoint {checkpoint.path.name} is damaged: its counts are none")
     if state.epoch > trainer.epochs:
         raise RunError(
             f"epochs: expected at least {state.epoch}, which the run has already been "
             f"trained for, got {trainer.epochs}"
         )
-    trainer.restore(state)
+    try:
+        torch.Generator().set_state(state.tensors["random.global"])
+        trainer.restore(state)
+        # What was taken over is what would be saved now; anything else is of another training.
+        for name, own in trainer.state().tensors.items():
+            found = state.tensors.get(name, own)
+            if (found.dtype, found.shape) != (own.dtype, own.shape):
+                raise TypeError(
+                    f"{name!r} is {found.dtype} of shape {tuple(found.shape)} in it, expected {own.dtype} of "
+                    f"shape {tuple(own.shape)}"
+                )
+    except MarginflowError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"the checkpoint {checkpoint.path.name} is not one of this training: {reason}"
+        ) from None
     return state.step
