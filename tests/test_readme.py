@@ -43,11 +43,8 @@ def test_no_link_leads_nowhere(page: str) -> None:
 
 def test_the_table_compares_the_versions_that_are_tested() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "constraints-extras.txt").read_text(encoding="utf-8").splitlines()
-        if "==" in line and not line.startswith("#")
-    )
+    pinned = (ROOT / "constraints-extras.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s\\]+)", pinned, re.MULTILINE))
     for name, package in (
         ("foolbox", "foolbox"),
         ("torchattacks", "torchattacks"),

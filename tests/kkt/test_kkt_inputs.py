@@ -87,8 +87,12 @@ def test_networks_that_have_no_certificate() -> None:
     frozen.model.requires_grad_(False)
     with pytest.raises(ModelError, match="no trainable parameter"):
         mf.kkt_certificate(frozen.model, frozen.x, frozen.y)
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(DataError, match="expected finite numbers"):
         mf.kkt_certificate(case("relu").model, c.x * math.nan, c.y)
+    spoilt = case("relu").model
+    next(spoilt.parameters()).data[0, 0] = math.nan
+    with pytest.raises(ModelError, match="not finite"):
+        mf.kkt_certificate(spoilt, c.x, c.y)
     with pytest.raises(ModelError, match="ExactLinear applies to networks that are linear"):
         certify(attack=ExactLinear(2, 0.1))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import marginflow as mf
 from marginflow.attacks import FGM, FGSM, Attack, ExactLinear, FiniteSet
+from marginflow.kkt._search import _least_distance
 from marginflow.models import linear_layers
 from marginflow.references import max_margin, robust_svm
 
@@ -290,3 +291,19 @@ def test_the_same_start_gives_the_same_bits() -> None:
         assert (other.rounds, other.residual) == (first.rounds, first.residual)
         for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_model_that_no_constraint_bounds_ends_the_search_and_not_the_process() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = mf.load("digits:3,8")
+    x = data.x[:40]
+    model = mf.models.build("mlp:8", input_shape=data.shape, seed=0)
+    y = model(x).detach().reshape(-1).sign()  # fitted by a network that was never trained
+    point = mf.nearest_kkt_point(model, x, y)
+    assert not point.converged
+    assert "start nearer to a KKT point" in point.advice
+    assert point.margin >= point.margin_before
+    w = torch.randn(6, generator=generator, dtype=torch.float64)
+    for rows in (0, 2):
+        nothing = torch.zeros(rows, 6, dtype=torch.float64)
+        assert _least_distance(w, nothing, torch.ones(rows, dtype=torch.float64), None) is None

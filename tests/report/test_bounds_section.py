@@ -12,7 +12,6 @@ import pytest
 import marginflow as mf
 from marginflow.certified import read_bounds
 from marginflow.cli import main
-from marginflow.errors import RunError
 from marginflow.report import write_report
 from marginflow.report._bounds import bounds_section
 from marginflow.report._text import format_percent
@@ -32,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_sentence_the_table_and_the_curves(folder: Path) -> None:
-    made = bounds_section([mf.load_run(folder / "a")])
+    made, _ = bounds_section([mf.load_run(folder / "a")])
     kept = read_bounds(folder / "a")
     assert made is not None
     assert kept is not None
@@ -68,7 +67,7 @@ def test_the_sentence_the_table_and_the_curves(folder: Path) -> None:
 
 
 def test_two_runs_of_two_norms(folder: Path) -> None:
-    made = bounds_section([mf.load_run(folder / name) for name in ("a", "b")])
+    made, _ = bounds_section([mf.load_run(folder / name) for name in ("a", "b")])
     assert made is not None
     assert made.curves is None  # one axis cannot hold ε of two norms
     assert [sentence[:3] for sentence in made.sentences] == ["a: ", "b: "]
@@ -84,7 +83,7 @@ def test_on_the_page(folder: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"Accuracy against ε", source)) >= 1
     bare = tmp_path / "bare"
     shutil.copytree(folder / "a", bare, ignore=shutil.ignore_patterns("bounds.json"))
-    assert bounds_section([mf.load_run(bare)]) is None
+    assert bounds_section([mf.load_run(bare)]) == (None, [])
     source = write_report([mf.load_run(bare)], tmp_path / "b.html").read_text(encoding="utf-8")
     assert "bounds" not in source.lower().replace("bounds 0..1", "")
 
@@ -97,7 +96,7 @@ def test_what_has_to_be_said_beside_them(folder: Path, tmp_path: Path) -> None:
     content["sandwiches"][1]["certified_accuracy"] = 0.0
     content["sandwiches"][0]["certified_reason"] = "auto-LiRPA is not installed"
     (run / "bounds.json").write_text(json.dumps(content))
-    made = bounds_section([mf.load_run(run)])
+    made, _ = bounds_section([mf.load_run(run)])
     assert made is not None
     reason, wide, stale = made.notes
     assert reason == "run: Auto-LiRPA is not installed."
@@ -105,12 +104,13 @@ def test_what_has_to_be_said_beside_them(folder: Path, tmp_path: Path) -> None:
     assert "bounded at step 1; the run has gone on" in stale
 
 
-def test_damaged_bounds_are_an_error(folder: Path, tmp_path: Path) -> None:
+def test_a_page_says_that_bounds_are_damaged_and_goes_without(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder / "a", run)
     content = json.loads((run / "bounds.json").read_text())
     del content["sandwiches"][0]["width_quantiles"]
     (run / "bounds.json").write_text(json.dumps(content))
-    with pytest.raises(RunError, match=r"damaged.*measure --certified"):
-        write_report([mf.load_run(run)], tmp_path / "a.html")
-    assert not (tmp_path / "a.html").exists()
+    page = write_report([mf.load_run(run)], tmp_path / "a.html").read_text()
+    assert "run: its certified bounds are left out: bounds.json is damaged" in page
+    assert "make it again with marginflow measure --certified" in page
+    assert "Certified ≤ true ≤ attacked" not in page

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from marginflow.errors import RunError, StorageError
-from marginflow.runs import FORMAT_VERSION, RunDirectory, load_run, write_atomically
+from marginflow.runs import FORMAT_VERSION, RunDirectory, _files, load_run, write_atomically
 
 
 def saved(path: Path, steps: tuple[int, ...] = (1, 2, 3)) -> RunDirectory:
@@ -108,9 +108,9 @@ def test_a_taken_or_foreign_directory_is_refused_untouched(tmp_path: Path) -> No
 def test_force_replaces_the_run_and_spares_other_files(tmp_path: Path) -> None:
     run = saved(tmp_path)
     (run.path / "notes.txt").write_text("mine")
-    replaced = RunDirectory.create(run.path, {"kind": "new"}, force=True)
+    replaced = RunDirectory.create(run.path, {"kind": "flow"}, force=True)
     replaced.close()
-    assert replaced.read_config()["kind"] == "new"
+    assert replaced.read_config()["kind"] == "flow"
     assert replaced.read_metrics() == []
     assert replaced.latest_checkpoint() is None
     assert (run.path / "notes.txt").read_text() == "mine"
@@ -183,10 +183,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert before == {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
 
 
-def test_a_metric_on_a_device_that_is_full(tmp_path: Path) -> None:
+def test_a_metric_on_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved(tmp_path)
-    run.metrics_path.unlink()
-    run.metrics_path.symlink_to("/dev/full")
+
+    def full(path: str, flags: int) -> int:
+        return os.open("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr(_files, "_beside_no_link", full)
     with pytest.raises(StorageError, match="No space left"):
         run.append_metrics({"step": 4})
 

@@ -26,7 +26,10 @@ RECORDS: list[dict[str, Any]] = [
     {"step": 7, "rate": 1, "layer_norms": [3.0, 0.1], "sliding": True, "corrections": [4, 5]},
     {"step": 9, "rate": 0.5, "layer_norms": [1e-300, 1e300], "method": "stiff", "best": 7},
 ]
-CONFIG = {"kind": "train", "layers": [{"name": "conv.weight"}, {"name": "head.weight"}]}
+LAYERS = [
+    {"name": name, "parameters": [name], "degree": 1} for name in ("conv.weight", "head.weight")
+]
+CONFIG = {"kind": "train", "layers": LAYERS}
 
 
 def a_run(folder: Path, name: str, config: dict[str, Any], records: list[dict[str, Any]]) -> Path:

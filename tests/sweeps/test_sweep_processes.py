@@ -138,7 +138,7 @@ def test_a_sweep_is_resumed_with_more_trials_but_not_with_others(tmp_path: Path)
     out = tmp_path / "out"
     first = mf.sweep(SMALL, out=out, executor="processes", jobs=1)
     assert [t.state for t in first.trials] == ["finished", "finished"]
-    with pytest.raises(RunError, match="already holds a sweep; continue it with --resume"):
+    with pytest.raises(RunError, match="already holds a sweep; continue it with resume=True"):
         mf.sweep(SMALL, out=out, executor="processes")
     with pytest.raises(InputError, match="exclude each other"):
         mf.sweep(SMALL, out=out, executor="processes", resume=True, force=True)

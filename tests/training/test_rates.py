@@ -438,7 +438,7 @@ def test_build_rate(lr: float | str, kind: type, spec: float | str) -> None:
         ("1/0", SpecificationError, "fraction"),
         (True, InputError, "expected a number"),
         (None, InputError, "expected a number"),
-        ("", SpecificationError, "lr: expected a specification"),
+        ("", SpecificationError, "lr: expected a number"),
         ("lema2", SpecificationError, "did you mean 'lemma2'"),
         ("lemma2:printed", SpecificationError, "'printed' has no name"),
         ("lemma2:constant=printd", SpecificationError, "did you mean 'printed'"),

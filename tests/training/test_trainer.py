@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import signal
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 import marginflow as mf
 from marginflow.attacks import Attack
 from marginflow.engine import AutogradEngine
-from marginflow.errors import DivergedError, InputError, ModelError
+from marginflow.errors import DivergedError, InputError, ModelError, RunError
 from marginflow.losses import get_loss
 from marginflow.training import Callback, Trainer
 
@@ -269,4 +270,8 @@ def test_a_state_of_another_model_is_refused_whole() -> None:
     before = [p.clone() for p in other.parameters()]
     with pytest.raises(ModelError, match=r"another model: 'linear1.weight' has shape \(7, 6\)"):
         trainer(other, data).restore(state)
+    # A batch that no epoch has would end it without a step.
+    for batch in (-1, 10**6):
+        with pytest.raises(RunError, match=f"no epoch has a batch {batch}"):
+            trainer(model, data).restore(dataclasses.replace(state, batch=batch))
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))

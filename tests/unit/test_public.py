@@ -29,6 +29,7 @@ PUBLIC = [
     "Monitor",
     "NearestKKTPoint",
     "Overfitting",
+    "Rerun",
     "Run",
     "Sweep",
     "Verdict",
@@ -54,6 +55,7 @@ PUBLIC = [
     "nearest_kkt_point",
     "normalized_network",
     "references",
+    "rerun",
     "sweep",
     "train",
     "train_seeds",
@@ -97,6 +99,7 @@ PACKAGES = {
         "choose_products",
         "independent",
         "multiplying",
+        "repeating",
         "stacking_gains",
         "stacking_refusal",
     ],
@@ -220,6 +223,7 @@ def test_the_error_tree() -> None:
         errors.StorageError: (errors.MarginflowError, OSError),
         errors.MissingDependencyError: (errors.MarginflowError, ImportError),
         errors.DivergedError: (errors.MarginflowError, ArithmeticError),
+        errors.OutOfMemoryError: (errors.MarginflowError, MemoryError),
         errors.ProcessLostError: (errors.MarginflowError, ConnectionError),
     }
     for kind, bases in tree.items():

@@ -1,0 +1,316 @@
+"""Trainings, flows and ascents that are refused: id, call, what the message must say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from refusal_helpers import (
+    DATA,
+    Call,
+    X,
+    Y,
+    calls_of,
+    flow,
+    maximize,
+    net,
+    train,
+)
+from refusal_world import LONG
+from torch import nn
+
+import marginflow as mf
+from marginflow.errors import (
+    InputError,
+    MarginflowError,
+    ModelError,
+    RunError,
+    SpecificationError,
+    StorageError,
+)
+
+NP = np.float64
+CALLS: dict[str, list[Call]] = {
+    "training in Python": calls_of(
+        ("epochs-float", lambda: train(epochs=1.5), "epochs: expected a whole number, got 1.5"),
+        ("epochs-true", lambda: train(epochs=True), "epochs: expected a whole number, got True"),
+        ("epochs-text", lambda: train(epochs="3"), "epochs: expected a whole number, got '3'"),
+        ("epochs-none", lambda: train(epochs=None), "epochs: expected a whole number, got None"),
+        (
+            "epochs-negative",
+            lambda: train(epochs=-1),
+            "epochs: expected a whole number of at least 0, got -1",
+        ),
+        ("epochs-huge", lambda: train(epochs=10**30), "epochs: expected a whole number of at most"),
+        ("epochs-numpy-float", lambda: train(epochs=NP(3)), "epochs: expected a whole number, got"),
+        (
+            "batch-text",
+            lambda: train(batch_size="8"),
+            "batch_size: expected a whole number, got '8'",
+        ),
+        (
+            "batch-float",
+            lambda: train(batch_size=8.0),
+            "batch_size: expected a whole number, got 8.0",
+        ),
+        (
+            "batch-true",
+            lambda: train(batch_size=True),
+            "batch_size: expected a whole number, got True",
+        ),
+        (
+            "batch-zero",
+            lambda: train(batch_size=0),
+            "batch_size: expected a whole number of at least 1, got 0",
+        ),
+        ("lr-none", lambda: train(lr=None), "lr: expected a number, got None"),
+        ("lr-list", lambda: train(lr=[0.1]), "lr: expected a number, got .0.1."),
+        ("lr-true", lambda: train(lr=True), "lr: expected a number, got True"),
+        ("lr-zero", lambda: train(lr=0), "lr: expected a number above 0, got 0"),
+        ("lr-nan", lambda: train(lr=float("nan")), "lr: expected a finite number, got nan"),
+        ("lr-huge-int", lambda: train(lr=10**400), "lr: expected a finite number"),
+        ("lr-complex", lambda: train(lr=1j), "lr: expected a number, got 1j"),
+        ("lr-tensor", lambda: train(lr=torch.ones(2)), "lr: expected a number, got tensor"),
+        ("lr-method", lambda: train(lr=mf.ascent.Spheres()), "use mf.maximize"),
+        ("momentum-one", lambda: train(momentum=1.0), "momentum: expected a number below 1"),
+        ("momentum-text", lambda: train(momentum="0.9"), "momentum: expected a number, got '0.9'"),
+        ("seed-negative", lambda: train(seed=-1), "seed: expected a whole number of at least 0"),
+        ("seed-none", lambda: train(seed=None), "seed: expected a whole number, got None"),
+        ("seed-float", lambda: train(seed=1.0), "seed: expected a whole number, got 1.0"),
+        (
+            "derivative",
+            lambda: train(derivative=None),
+            "unknown derivative 'None'",
+            SpecificationError,
+        ),
+        (
+            "dtype-half",
+            lambda: train(dtype=torch.float16),
+            "dtype: expected float32 or float64, got torch.float16",
+        ),
+        (
+            "dtype-int",
+            lambda: train(dtype=torch.int64),
+            "dtype: expected float32 or float64, got torch.int64",
+        ),
+        ("dtype-type", lambda: train(dtype=float), "dtype: expected float32 or float64, got"),
+        ("device-number", lambda: train(device=99), "device: "),
+        ("device-none", lambda: train(device=None), "device: "),
+        ("device-object", lambda: train(device=[]), "device: "),
+        ("engine-none", lambda: train(engine=None), "unknown engine 'None'", SpecificationError),
+        (
+            "precision",
+            lambda: train(perturbation_precision="half"),
+            "unknown perturbation_precision 'half'",
+            SpecificationError,
+        ),
+        ("shards-float", lambda: train(shards=2.0), "shards: expected a whole number, got 2.0"),
+        ("schedule-text", lambda: train(schedule="log"), "schedule: expected"),
+        ("schedule-number", lambda: train(schedule=3), "schedule: expected"),
+        ("schedule-negative", lambda: train(schedule=[-1]), "schedule: expected"),
+        ("schedule-floats", lambda: train(schedule=[0.5]), "schedule: expected"),
+        (
+            "attack-number",
+            lambda: train(attack=0.1),
+            "attack: expected a specification",
+            SpecificationError,
+        ),
+        (
+            "attack-class",
+            lambda: train(attack=mf.attacks.FGSM),
+            "attack: expected",
+            SpecificationError,
+        ),
+        (
+            "attack-function",
+            lambda: train(attack=lambda x: x),
+            "attack: expected a specification",
+            SpecificationError,
+        ),
+        ("loss-number", lambda: train(loss=3), "loss: expected a name or a Loss, got 3"),
+        (
+            "loss-module",
+            lambda: train(loss=nn.CrossEntropyLoss()),
+            "loss: expected a name or a Loss, got CrossEntropyLoss",
+        ),
+        ("loss-class", lambda: train(loss=mf.losses.Logistic), "loss", InputError),
+        (
+            "data-tensor",
+            lambda: train(data=X),
+            "data: expected a Dataset, a pair .x, y. or a specification",
+        ),
+        (
+            "data-triple",
+            lambda: train(data=(X, Y, Y)),
+            "data: expected a Dataset, a pair .x, y. or a specification",
+        ),
+        (
+            "data-none",
+            lambda: train(data=None),
+            "data: expected a Dataset, a pair .x, y. or a specification",
+        ),
+        (
+            "data-path",
+            lambda: train(data=Path("good.npz")),
+            "data: expected a Dataset, a pair .x, y. or a specification",
+        ),
+        ("callbacks", lambda: train(callbacks=[3]), "callbacks: expected"),
+        ("callbacks-one", lambda: train(callbacks=print), "callbacks: expected"),
+        ("log-object", lambda: train(log=[3]), "log: expected 'mlflow' or 'tensorboard'"),
+        ("log-number", lambda: train(log=3), "log: expected 'mlflow' or 'tensorboard'"),
+        ("log-class", lambda: train(log=[dict]), "log: expected"),
+        ("out-number", lambda: train(out=3), "out: expected a path"),
+        ("out-long", lambda: train(out=LONG), "File name too long", RunError),
+        ("out-nul", lambda: train(out="a\0b"), "null|NUL", MarginflowError),
+        ("out-file", lambda: train(out="text.txt"), "exists and is no directory", RunError),
+        ("out-in-a-file", lambda: train(out="text.txt/run"), "text.txt", StorageError),
+        (
+            "out-taken",
+            lambda: train(out="train"),
+            "already holds a run; continue it with resume=True",
+            RunError,
+        ),
+        (
+            "resume-no-out",
+            lambda: train(resume=True, out=None),
+            "resume needs out=…, the run directory to continue",
+        ),
+        (
+            "resume-nothing",
+            lambda: train(resume=True, out="nowhere"),
+            "no run in 'nowhere'",
+            RunError,
+        ),
+        (
+            "resume-flow",
+            lambda: train(resume=True, out="flow"),
+            "is not a training; continue it with mf.gradient_flow",
+            RunError,
+        ),
+        (
+            "resume-monitor",
+            lambda: train(resume=True, out="monitor"),
+            "is not a training; continue it with mf.Monitor",
+            RunError,
+        ),
+        (
+            "resume-other",
+            lambda: train(resume=True, out="train"),
+            "cannot resume under other settings",
+            RunError,
+        ),
+        (
+            "resume-and-force",
+            lambda: train(resume=True, force=True),
+            "resume and force exclude each other",
+        ),
+        ("lemma2-relu", lambda: train(lr="lemma2"), "lemma2.*linear|linear"),
+        ("seeds-module", lambda: mf.train_seeds(net(), DATA, seeds=2), "model: expected"),
+        (
+            "seeds-zero",
+            lambda: mf.train_seeds("mlp:2", DATA, seeds=0),
+            "seeds: expected a whole number of at least 1",
+        ),
+        ("seeds-empty", lambda: mf.train_seeds("mlp:2", DATA, seeds=[]), "seeds: expected"),
+        ("seeds-text", lambda: mf.train_seeds("mlp:2", DATA, seeds="3"), "seeds: expected"),
+        ("seeds-option", lambda: mf.train_seeds("mlp:2", DATA, seeds=2, epoch=3), "epoch"),
+        ("seeds-factory", lambda: mf.train_seeds(lambda seed: None, DATA, seeds=2), "model"),
+    ),
+    "flow and maximize in Python": calls_of(
+        ("flow-goal-text", lambda: flow(log_time="1"), "log_time: expected a number, got '1'"),
+        (
+            "flow-goal-inf",
+            lambda: flow(log_time=float("inf")),
+            "log_time: expected a finite number",
+        ),
+        ("flow-loss-below", lambda: flow(loss_below=0), "loss_below: expected a number above 0"),
+        ("flow-method", lambda: flow(method="euler"), "unknown method 'euler'", SpecificationError),
+        ("flow-rtol", lambda: flow(rtol=-1), "rtol: expected a number above 0"),
+        ("flow-patience", lambda: flow(patience=None), "patience: expected a number, got None"),
+        ("flow-schedule", lambda: flow(schedule=["a"]), "schedule: expected"),
+        ("flow-schedule-nan", lambda: flow(schedule=[float("nan")]), "schedule: expected"),
+        (
+            "flow-evaluations",
+            lambda: flow(max_evaluations=1.5),
+            "max_evaluations: expected a whole number, got 1.5",
+        ),
+        (
+            "flow-resume-train",
+            lambda: flow(resume=True, out="train"),
+            "is not a flow; continue it with mf.train",
+            RunError,
+        ),
+        (
+            "maximize-method",
+            lambda: maximize(method="adam"),
+            "unknown method 'adam'",
+            SpecificationError,
+        ),
+        ("maximize-method-number", lambda: maximize(method=3), "method"),
+        (
+            "maximize-epochs",
+            lambda: maximize(epochs=0),
+            "epochs: expected a whole number of at least 1, got 0",
+        ),
+        ("maximize-start", lambda: maximize(start="nowhere"), "no run in 'nowhere'", RunError),
+        ("maximize-start-object", lambda: maximize(start=3), "start: expected"),
+        (
+            "maximize-start-other",
+            lambda: maximize(model="mlp:5", start="train"),
+            "of another model",
+            ModelError,
+        ),
+        (
+            "maximize-strict",
+            lambda: maximize(method="polish", strict=True, attack="fgm:eps=5"),
+            "not positive at the start",
+        ),
+        ("maximize-dual-relu", lambda: maximize(method="dual"), "deep linear network"),
+        (
+            "spheres-angle",
+            lambda: mf.ascent.Spheres(angle=3),
+            "angle: expected a pair .first, last., got 3",
+        ),
+        (
+            "spheres-negative",
+            lambda: mf.ascent.Spheres(tau=(-1, 1)),
+            "tau: expected a number above 0",
+        ),
+        (
+            "spheres-momentum",
+            lambda: mf.ascent.Spheres(momentum=1),
+            "momentum: expected a number below 1",
+        ),
+        ("steepest-norm", lambda: mf.ascent.Steepest("l7"), "unknown .*'l7'", SpecificationError),
+        ("sgd-lr", lambda: mf.ascent.SphereSGD(net().parameters(), lr=-1), "lr: expected"),
+        (
+            "sgd-loss",
+            lambda: mf.ascent.RelativeSGD(net().parameters(), loss="ln"),
+            "unknown .*'ln'",
+            InputError,
+        ),
+        ("linear-labels", lambda: mf.ascent.maximize_linear(X, Y * 2), "-1 and"),
+        (
+            "linear-p",
+            lambda: mf.ascent.maximize_linear(X, Y, p=0.5),
+            "p: expected a number of at least 1",
+        ),
+        (
+            "linear-eps",
+            lambda: mf.ascent.maximize_linear(X, Y, eps=-1),
+            "eps: expected a number of at least 0",
+        ),
+        (
+            "linear-method",
+            lambda: mf.ascent.maximize_linear(X, Y, method="qp"),
+            "unknown method 'qp'",
+            SpecificationError,
+        ),
+        (
+            "linear-steps",
+            lambda: mf.ascent.maximize_linear(X, Y, steps=0),
+            "steps: expected a whole number of at least 1",
+        ),
+    ),
+}
